@@ -1,0 +1,58 @@
+# Needs make and python3.11; run from the repository's root.
+PYTHON ?= python3.11
+REQUIREMENTS ?= requirements/dev.txt
+BIN := .venv/bin
+STAMP := .venv/.installed
+STUB := requirements/stubs/fbgemm-gpu/pyproject.toml
+
+# One thread per worker: two pytest workers share the cores.
+WORKERS ?= 2
+
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(STAMP): $(wildcard requirements/*.txt) $(STUB) pyproject.toml
+	@echo "installing $(REQUIREMENTS) into .venv (about 1 GB, once)"
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)': install Python 3.11, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: '$(PYTHON)' is not Python 3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip check
+	@touch $@
+
+install: $(STAMP) ## make .venv with the pinned CPU set, the tools and this package
+	@echo "installed: $(BIN)/torchrec-mt"
+
+demo: $(STAMP) ## prepare, train and evaluate on the synthetic shop; leaves runs/demo
+	@echo "demo: prepare, train, evaluate (launch/demo.toml)"
+	@$(BIN)/torchrec-mt prepare launch/demo.toml
+	@$(BIN)/torchrec-mt train launch/demo.toml --run runs/demo
+	@$(BIN)/torchrec-mt evaluate runs/demo
+
+lint: $(STAMP) ## ruff, mypy, import-linter
+	@echo "ruff check"
+	@$(BIN)/ruff check --quiet .
+	@echo "ruff format"
+	@$(BIN)/ruff format --quiet --diff .
+	@echo "mypy"
+	@$(BIN)/mypy
+	@echo "import-linter"
+	@$(BIN)/lint-imports --no-logo
+
+test: lint ## the gate: lint, then pytest
+	@echo "pytest"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(WORKERS)
+
+format: $(STAMP) ## let ruff mend and format the code
+	@echo "ruff check --fix, ruff format"
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+clean: ## remove caches and build output (not .venv, not runs)
+	@echo "removing caches and build output"
+	@rm -rf build dist *.egg-info requirements/stubs/*/build requirements/stubs/*/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find torchrec_mt tests components -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,184 @@
+"""RunConfig: the whole tree of config classes, from TOML files (merged left to right) and `--set` overrides.
+
+Only this module knows the whole tree and only it uses pydantic: unknown keys are errors, `kind` tags a choice. Every class
+lives beside the code it configures.
+"""
+
+import argparse
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, get_args, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from torchrec_mt.balancing.static import BalancingConfig
+from torchrec_mt.data.reader import ReaderConfig
+from torchrec_mt.data.sources import Source
+from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.runtime import RuntimeConfig
+from torchrec_mt.errors import UserError
+from torchrec_mt.models.two_tower import ModelConfig
+from torchrec_mt.retrieval.evaluator import EvaluateConfig
+from torchrec_mt.schema import Schema
+from torchrec_mt.training.optim import OptimConfig
+from torchrec_mt.training.trainer import TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(Schema):
+    """A dataset: where its raw tables come from, what they mean (the schema), and the folder it is prepared into."""
+
+    name: str
+    path: str
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run depends on. Each section is optional but the dataset."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    dataset: DatasetConfig
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    balancing: BalancingConfig = field(default_factory=BalancingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+_ADAPTER = TypeAdapter(RunConfig)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments by which a program takes its config."""
+    parser.add_argument("config", nargs="+", help="TOML files, merged left to right: a base file and small overlays")
+    add_set_argument(parser)
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """`--set KEY=VALUE`, for programs whose config comes from elsewhere."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override one key, e.g. --set trainer.epochs=2 (the value as in TOML; a bare word is a string); repeatable",
+    )
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads, merges and checks a config.
+
+    Raises:
+        UserError: a file that is missing or no TOML, an unknown key, a wrong value: each names file or key and value.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged = _merge(merged, _read_toml(Path(file)))
+    return check_config(apply_overrides(merged, overrides), where=", ".join(map(str, files)))
+
+
+def check_config(raw: dict[str, Any], *, where: str) -> RunConfig:
+    """Validates a raw tree against the config classes."""
+    try:
+        return _ADAPTER.validate_python(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(error, raw))) from None
+
+
+def config_to_json(config: RunConfig) -> str:
+    """The resolved config; `check_config` of it gives the same config back."""
+    return json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n"
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies `KEY=VALUE` overrides to a raw tree."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override!r} is not of the form KEY=VALUE")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        raw = _merge(raw, value)
+    return raw
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no config file '{path}'") from None
+    except IsADirectoryError:
+        raise UserError(f"'{path}' is a folder: give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not valid TOML: {error}") from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins; tables merge; a table of another `kind` replaces the whole table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
+    """One line per mistake, each with its dotted key: pydantic reports every member of a union, readers want the one meant."""
+    lines: list[str] = []
+    for item in error.errors(include_url=False, include_context=False):
+        path, value, meant = [], raw, True
+        for part in item["loc"]:
+            chosen = _KINDS.get(str(part)) if not (isinstance(value, dict) and part in value) else None
+            if chosen is not None:
+                # The part names a member of a union: does the data's `kind` mean it?
+                kind = value.get("kind") if isinstance(value, dict) else None
+                meant = meant and (kind == chosen or kind not in _KINDS.values())
+                continue
+            path.append(str(part))
+            value = value.get(part) if isinstance(value, dict) else None
+        key = ".".join(path)
+        if not meant:
+            continue
+        match item["type"]:
+            case "unexpected_keyword_argument":
+                line = f"unknown key '{key}'"
+            case "missing":
+                line = f"key '{key}' is missing"
+            case _:
+                line = f"'{key}' = {item['input']!r}: {item['msg'].lower()}"
+        if line not in lines:
+            lines.append(line)
+    return lines or [str(error)]
+
+
+def _kinds(annotation: Any, found: dict[str, str]) -> dict[str, str]:
+    """Class name -> `kind` of every tagged class in the tree."""
+    for argument in get_args(annotation):
+        _kinds(argument, found)
+    if isinstance(annotation, type) and is_dataclass(annotation) and annotation.__name__ not in found:
+        hints = get_type_hints(annotation)
+        if "kind" in hints:
+            found[annotation.__name__] = get_args(hints["kind"])[0]
+        for name, hint in hints.items():
+            if not name.startswith("_"):
+                _kinds(hint, found)
+    return found
+
+
+_KINDS = _kinds(RunConfig, {})

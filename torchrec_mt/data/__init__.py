@@ -1,0 +1,1 @@
+"""Raw tables in, prepared dataset out, batches from it."""

@@ -1,0 +1,163 @@
+"""The prepared dataset: a folder that `preparation` writes once and everything after it only reads.
+
+    manifest.json                     what is in it (this module's dataclasses)
+    entities/ENTITY.parquet           row i is entity i (most frequent in training first): `id` (string), and per feature
+                                        id, category, categories, text: list<int32> of table rows
+                                        FEATURE__weight: list<float32>    (text with weights = "idf" only)
+                                        FEATURE__text: string             (text features: the joined raw text)
+                                        number: float32, vector: list<float32>
+                                      `train_count` (int64): training pairs, any trained task, that hold the entity
+    store/ENTITY/FEATURE.*.npy        the same features as flat arrays for memory mapping (see store.py)
+    vocabulary/TABLE.parquet          value (string), row (int32), count (int64); for text tables also kind ("word", "ngram")
+    pairs/TASK/SPLIT.parquet          SPLIT in train, valid, test: anchor, candidate (int64 entity rows),
+                                      count, weight, grade (float32)
+    frequencies/TASK.parquet          train_count (int64): row i is candidate i, number of training pairs that hold it
+    truth/TASK.parquet                anchor, candidate (int64), score (float64), best first (tasks with `truth` only)
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from torchrec_mt.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureInfo:
+    """One feature as prepared. `table` is None for dense features; `width` is the number of floats of a dense one."""
+
+    kind: str
+    table: str | None = None
+    weighted: bool = False
+    width: int = 0
+    mean: float = 0.0
+    std: float = 1.0
+    mean_bag: float = 0.0
+    """Mean number of lookups per entity (the planner's pooling factor)."""
+    truncated: int = 0
+    """Entities whose bag was cut to the longest allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityInfo:
+    """One entity as prepared: number of entities, how many never occur in training, and the features."""
+
+    count: int
+    cold: int
+    features: dict[str, FeatureInfo] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """One task as prepared.
+
+    Args:
+        pairs, anchors: per split, pairs and distinct anchors.
+        rejected: raw pairs left out, by reason ("unknown anchor", "unknown candidate", "group too large", ...).
+        notes: what else a reader should know (size of the permutation check, the time cut, ...).
+    """
+
+    anchor: str
+    candidate: str
+    trained_as: str | None
+    pairs: dict[str, int]
+    anchors: dict[str, int]
+    rejected: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared dataset holds. `fingerprint` is of its inputs, `digest` of its content."""
+
+    name: str
+    tables: dict[str, int]
+    """Rows of each embedding table, the out-of-vocabulary row included."""
+    entities: dict[str, EntityInfo]
+    tasks: dict[str, TaskInfo]
+    split: dict[str, float | str]
+    declaration: dict[str, object]
+    """The schema this was prepared by, as JSON."""
+    sources: dict[str, dict[str, int | str]]
+    """Path -> size and digest (or modification time) of every file read."""
+    fingerprint: str
+    digest: str
+    format: int = FORMAT
+
+
+def _manifest_from_json(raw: dict) -> Manifest:
+    raw = dict(raw)
+    raw["entities"] = {
+        name: EntityInfo(**{**e, "features": {f: FeatureInfo(**i) for f, i in e["features"].items()}})
+        for name, e in raw["entities"].items()
+    }
+    raw["tasks"] = {name: TaskInfo(**t) for name, t in raw["tasks"].items()}
+    return Manifest(**raw)
+
+
+def manifest_to_json(manifest: Manifest) -> str:
+    """The manifest as indented JSON, keys in a stable order."""
+    return json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """An opened prepared dataset: the manifest, and where its parts lie."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> "PreparedDataset":
+        """Opens a folder.
+
+        Raises:
+            UserError: no such folder, no whole dataset in it, or one of another format.
+        """
+        path = Path(path)
+        try:
+            raw = json.loads((path / MANIFEST).read_text())
+        except FileNotFoundError:
+            raise UserError(f"no prepared dataset at '{path}': run `torchrec-mt prepare` with the same config first") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path / MANIFEST}' is not readable ({error}): delete the folder and prepare again") from None
+        if raw.get("format") != FORMAT:
+            raise UserError(f"'{path}' has dataset format {raw.get('format')!r}, this version reads {FORMAT}: prepare again")
+        return cls(path, _manifest_from_json(raw))
+
+    def entity_path(self, entity: str) -> Path:
+        return self.path / "entities" / f"{entity}.parquet"
+
+    def store_path(self, entity: str) -> Path:
+        return self.path / "store" / entity
+
+    def vocabulary_path(self, table: str) -> Path:
+        return self.path / "vocabulary" / f"{table}.parquet"
+
+    def pairs_path(self, task: str, split: Split) -> Path:
+        return self.path / "pairs" / task / f"{split}.parquet"
+
+    def truth_path(self, task: str) -> Path:
+        return self.path / "truth" / f"{task}.parquet"
+
+    def pairs(self, task: str, split: Split) -> dict[str, np.ndarray]:
+        """All pairs of a split as arrays: anchor_B, candidate_B (int64), count_B, weight_B, grade_B (float32)."""
+        table = pq.read_table(self.pairs_path(task, split))
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+    def frequencies(self, task: str) -> np.ndarray:
+        """Training pairs per candidate, count_N (int64)."""
+        return pq.read_table(self.path / "frequencies" / f"{task}.parquet")["train_count"].to_numpy()
+
+    def train_counts(self, entity: str) -> np.ndarray:
+        """Training pairs, any trained task, that hold the entity: count_N (int64). Zero means cold."""
+        return pq.read_table(self.entity_path(entity), columns=["train_count"])["train_count"].to_numpy()

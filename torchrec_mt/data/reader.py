@@ -1,0 +1,193 @@
+"""Reader: each rank streams its own row groups of every task's pairs and yields Batches, without end.
+
+A task's pairs are passed over again and again, each pass in a new order: row groups are permuted over ranks, a window of
+them is read at a time and its rows permuted. Ranks never run dry, so they agree on any number of steps. The same
+(seed, rank, number of ranks) gives the same batches.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from torchrec_mt.batch import Batch
+from torchrec_mt.data.collate import Collator, TaskPairs
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.mixing import Mixing, ProportionalMixing, batch_sizes
+from torchrec_mt.errors import UserError
+from torchrec_mt.schema import IdFeature, Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig:
+    """How batches are made.
+
+    Args:
+        batch_size: pairs of all tasks per rank and step.
+        mixing: pairs per task in a batch.
+        uniform_negatives: products drawn uniformly from the catalogue per rank and step, shared by the tasks.
+        shuffle_row_groups: row groups of a task held at a time and shuffled together.
+        prefetch: batches prepared ahead while the current one trains; 0 prepares them in place.
+    """
+
+    batch_size: int = 1024
+    mixing: Mixing = field(default_factory=ProportionalMixing)
+    uniform_negatives: int = 1024
+    shuffle_row_groups: int = 16
+    prefetch: int = 2
+
+
+class PairStream:
+    """An endless stream of one task's training pairs for one rank."""
+
+    def __init__(self, dataset: PreparedDataset, task: str, *, seed: list[int], rank: int, world_size: int, window: int) -> None:
+        self._file = pq.ParquetFile(dataset.pairs_path(task, "train"), memory_map=True)
+        if self._file.metadata.num_rows < world_size:
+            raise UserError(f"task '{task}' has {self._file.metadata.num_rows} training pairs for {world_size} ranks")
+        self._seed, self._rank, self._world_size, self._window = seed, rank, world_size, window
+        self._blocks = self._all_passes()
+        self._rows: np.ndarray = np.zeros((0, 3))
+
+    def _all_passes(self) -> Iterator[np.ndarray]:
+        number = 0
+        while True:
+            yield from self._one_pass(np.random.default_rng([*self._seed, number]))
+            number += 1
+
+    def _one_pass(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        order = rng.permutation(self._file.num_row_groups)
+        # Too few row groups to give every rank a fair part: every rank reads all, and takes every W-th row.
+        by_rows = len(order) < 4 * self._world_size
+        mine = order if by_rows else order[self._rank :: self._world_size]
+        for start in range(0, len(mine), self._window):
+            table = self._file.read_row_groups(
+                [int(group) for group in mine[start : start + self._window]], columns=["anchor", "candidate", "weight"]
+            )
+            rows = np.stack([table[name].to_numpy().astype(np.float64) for name in ("anchor", "candidate", "weight")], axis=1)
+            rows = rows[rng.permutation(len(rows))]
+            yield rows[self._rank :: self._world_size] if by_rows else rows
+
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The next pairs: anchor_B, candidate_B (int64), weight_B (float32)."""
+        parts = []
+        while count > 0:
+            if len(self._rows) == 0:
+                self._rows = next(self._blocks)
+            parts.append(self._rows[:count])
+            self._rows = self._rows[count:]
+            count -= len(parts[-1])
+        rows = np.concatenate(parts)
+        return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2].astype(np.float32)
+
+
+class Reader:
+    """Yields Batches of the training split for one rank, without end.
+
+    Args:
+        dataset, schema: the prepared dataset and its declaration.
+        seed: of everything drawn here.
+        rank, world_size: whose part to read.
+    """
+
+    def __init__(
+        self, config: ReaderConfig, dataset: PreparedDataset, schema: Schema, *, seed: int, rank: int, world_size: int
+    ) -> None:
+        self._config, self._seed, self._rank, self._world_size = config, seed, rank, world_size
+        tasks = schema.trained_tasks
+        self._pairs = {name: dataset.manifest.tasks[name].pairs["train"] for name in tasks}
+        self.batch_sizes = batch_sizes(config.mixing, self._pairs, config.batch_size)
+        self._candidate_entity = {name: task.candidate for name, task in tasks.items()}
+        self._catalogue = {entity: info.count for entity, info in dataset.manifest.entities.items()}
+        self._streams = {
+            name: PairStream(
+                dataset, name, seed=[seed, number], rank=rank, world_size=world_size, window=config.shuffle_row_groups
+            )
+            for number, name in enumerate(tasks)
+        }
+        self._log_count = {name: self._log_expected_count(name, dataset.frequencies(name)) for name in tasks}
+        self._collate = Collator(
+            dataset,
+            id_dropout={
+                (entity, name): feature.dropout
+                for entity, declared in schema.entities.items()
+                for name, feature in declared.features.items()
+                if isinstance(feature, IdFeature)
+            },
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until as many pairs have passed, over all ranks and tasks, as the training split holds."""
+        return -(-sum(self._pairs.values()) // (self._config.batch_size * self._world_size))
+
+    def _log_expected_count(self, task: str, count_N: np.ndarray) -> np.ndarray:
+        """log E[copies of candidate n in a batch of all ranks]: in-batch draws plus uniform draws."""
+        in_batch_N = self.batch_sizes[task] * count_N / max(self._pairs[task], 1)
+        uniform = self._config.uniform_negatives / self._catalogue[self._candidate_entity[task]]
+        with np.errstate(divide="ignore"):
+            return np.log(self._world_size * (in_batch_N + uniform)).astype(np.float32)
+
+    def _batches(self) -> Iterator[Batch]:
+        step = 0
+        while True:
+            rng = np.random.default_rng([self._seed, 1 << 20, step, self._rank])
+            negatives = {
+                entity: rng.integers(0, self._catalogue[entity], self._config.uniform_negatives)
+                for entity in dict.fromkeys(self._candidate_entity.values())
+            }
+            pairs = {}
+            for name, stream in self._streams.items():
+                anchor_B, candidate_B, weight_B = stream.take(self.batch_sizes[name])
+                log_count_N = self._log_count[name]
+                pairs[name] = TaskPairs(
+                    anchor_B=anchor_B,
+                    candidate_B=candidate_B,
+                    weight_B=weight_B,
+                    log_count_B=log_count_N[candidate_B],
+                    negative_log_count_M=log_count_N[negatives[self._candidate_entity[name]]],
+                )
+            yield self._collate(pairs, negatives, dropout_key=self._seed * 1_000_003 + step)
+            step += 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._config.prefetch == 0:
+            return self._batches()
+        return prefetched(self._batches(), self._config.prefetch)
+
+
+def prefetched(source: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """The same items, up to `depth` of them made ahead by one thread. Its exceptions are raised here; closing ends it."""
+    items: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in source:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=work, name="reader-prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

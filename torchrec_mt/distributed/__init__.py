@@ -1,0 +1,1 @@
+"""Process groups, collectives, sharding and planning: with training/, the only rooms that see torch.distributed."""

@@ -1,0 +1,93 @@
+"""Collectives the project needs, each the identity on one rank. Equal shapes on all ranks unless said otherwise."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from torchrec_mt.errors import UserError
+
+
+T = TypeVar("T")
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Every rank's loss depends on every rank's rows: sum their gradients, keep our own rows.
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradient: x_ND -> x_(W*N)D."""
+    if dist.get_world_size() == 1:
+        return local
+    if local.requires_grad:
+        return _Gather.apply(local)
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum over ranks, without gradient."""
+    value = value.detach().clone()
+    if dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """Largest of one integer per rank."""
+    if dist.get_world_size() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def from_main(value: T | None) -> T:
+    """Rank 0's object, on every rank."""
+    if dist.get_world_size() == 1:
+        return value  # type: ignore[return-value]
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[return-value]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Runs `function` on rank 0 and returns its result on every rank; if it fails there, every rank fails alike."""
+    result: T | None = None
+    failure: BaseException | None = None
+    if dist.get_rank() == 0:
+        try:
+            result = function()
+        except Exception as error:  # raised below, on every rank
+            failure = error
+    message = from_main(None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise UserError(f"rank 0 failed: {message}")
+    return from_main(result)
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This rank and the number of ranks."""
+    return dist.get_rank(), dist.get_world_size()

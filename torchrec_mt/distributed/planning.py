@@ -1,0 +1,110 @@
+"""Sharding plan: which table lies where, from TorchRec's planner or as the config says; the same on every rank.
+
+TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waiting. Here every rank plans by itself (planning
+is deterministic and needs no communication) and all compare the outcome.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingPlan
+
+from torchrec_mt.errors import UserError
+
+ShardingKind = Literal["auto", "table_wise", "row_wise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """How tables are laid out over ranks.
+
+    Args:
+        default: for tables not named in `tables`. `auto` lets TorchRec's planner choose between table-wise and row-wise.
+            Replicated (data-parallel) tables are not offered: they would silently miss the fused optimizer.
+    """
+
+    default: ShardingKind = "auto"
+    tables: dict[str, ShardingKind] = field(default_factory=dict)
+
+
+class Sharder(EmbeddingBagCollectionSharder):
+    """The default sharder, with row-wise also on CPU, where TorchRec does not offer it by itself (results are equal)."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return ["table_wise", "row_wise"]
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        return ["fused"]
+
+
+def make_plan(
+    module: nn.Module,
+    config: ShardingConfig,
+    *,
+    pooling_factors: Mapping[str, list[float]],
+    batch_size: int,
+    device_type: str,
+) -> ShardingPlan:
+    """Plans every table of `module`.
+
+    Args:
+        pooling_factors: per table, mean lookups per row for each key that reads it.
+        batch_size: rows of a batch per rank.
+
+    Raises:
+        UserError: on every rank, if planning fails on any, or ranks come to different plans.
+    """
+    unknown = set(config.tables) - set(pooling_factors)
+    if unknown:
+        raise UserError(f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}")
+    constraints = {
+        table: ParameterConstraints(
+            sharding_types=["table_wise", "row_wise"] if kind == "auto" else [kind],
+            compute_kernels=["fused"],
+            pooling_factors=[max(factor, 0.01) for factor in factors],
+        )
+        for table, factors in pooling_factors.items()
+        for kind in [config.tables.get(table, config.default)]
+    }
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=dist.get_world_size(), compute_device=device_type),
+        batch_size=batch_size,
+        constraints=constraints,
+        debug=False,
+    )
+    plan, failure = None, None
+    try:
+        plan = planner.plan(module, [Sharder()])
+    except PlannerError as error:
+        failure = str(error)
+    outcomes: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, failure or json.dumps(describe_plan(plan), sort_keys=True))
+    if failure or len(set(outcomes)) > 1:
+        raise UserError(f"planning the tables failed: {failure or 'ranks came to different plans'}")
+    assert plan is not None
+    return plan
+
+
+def describe_plan(plan: ShardingPlan | None) -> dict[str, Any]:
+    """The plan as JSON: per table its sharding type, kernel, ranks, and shards as [row, column, rows, columns]."""
+    if plan is None:
+        return {}
+    return {
+        f"{path}.{table}" if path else table: {
+            "sharding_type": parameter.sharding_type,
+            "compute_kernel": parameter.compute_kernel,
+            "ranks": list(parameter.ranks or []),
+            "shards": [
+                [*shard.shard_offsets, *shard.shard_sizes] for shard in getattr(parameter.sharding_spec, "shards", None) or []
+            ],
+        }
+        for path, module_plan in plan.plan.items()
+        for table, parameter in module_plan.items()
+    }

@@ -1,0 +1,60 @@
+"""Applies a plan to the plain model: tables sharded with their optimizer fused into the backward, the rest replicated."""
+
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torchrec import KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
+from torchrec.distributed.types import ShardingPlan
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from torchrec_mt.batch import Batch
+from torchrec_mt.distributed.collectives import max_over_ranks
+from torchrec_mt.distributed.planning import Sharder
+
+
+def fuse_table_optimizer(tables: nn.Module, learning_rate: float) -> None:
+    """Marks tables for row-wise Adagrad inside the backward pass (one accumulator a row). Call before `shard`.
+
+    Every backward through a table is then an update: call exactly one a step.
+    """
+    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": learning_rate})
+
+
+def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
+    """Shards the tables by the plan and replicates everything else; rank 0's dense weights become everybody's."""
+    with warnings.catch_warnings():
+        # TorchRec 1.8 passes DDP an argument that torch 2.13 renamed.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedModelParallel(
+            model,
+            device=device,
+            plan=plan,
+            sharders=[Sharder()],
+            data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=True),
+        )
+
+
+def pad_rows(batch: Batch) -> Batch:
+    """The batch with empty rows up to the largest batch of any rank.
+
+    Row-wise sharding in TorchRec 1.8 fails in the backward pass when ranks hold different numbers of rows. Nothing refers to
+    the rows added.
+    """
+    features = batch.features
+    rows = features.stride()
+    wanted = max_over_ranks(rows, features.device())
+    if wanted == rows:
+        return batch
+    lengths_FE = features.lengths().view(len(features.keys()), rows)
+    padded = KeyedJaggedTensor(
+        keys=features.keys(),
+        values=features.values(),
+        weights=features.weights(),
+        lengths=torch.nn.functional.pad(lengths_FE, (0, wanted - rows)).flatten(),
+    )
+    return replace(batch, features=padded)

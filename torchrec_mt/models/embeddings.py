@@ -1,0 +1,76 @@
+"""The embedding tables of a dataset as one EmbeddingBagCollection, and the way from its output to features per entity.
+
+First stage of the model: KeyedJaggedTensor over E rows -> pooled_EFD per entity. One collection, looked up once per step:
+with an optimizer fused into its backward every lookup would be an update.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """One embedding table as the model needs it: rows, width, and the keys that read it."""
+
+    name: str
+    rows: int
+    dim: int
+    keys: tuple[str, ...]
+
+
+def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> EmbeddingBagCollection:
+    """Sum-pooled weighted tables (bags come with weights that sum to 1), rows initialised N(0, 1 / dim).
+
+    With a deviation of 1 / sqrt(dim) a row has length about 1, so that the identity path of the towers starts at the
+    scale of their output.
+    """
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=table.name,
+                num_embeddings=table.rows,
+                embedding_dim=table.dim,
+                feature_names=list(table.keys),
+                pooling=PoolingType.SUM,
+                init_fn=_normal(table.dim),
+            )
+            for table in tables
+        ],
+        is_weighted=True,
+        device=device,
+    )
+
+
+class _normal:
+    """N(0, 1 / dim) rows; a class, since TorchRec deep-copies and pickles table configs."""
+
+    def __init__(self, dim: int) -> None:
+        self._std = dim**-0.5
+
+    def __call__(self, weight: Tensor) -> None:
+        nn.init.normal_(weight, std=self._std)
+
+
+class Embeddings(nn.Module):
+    """Looks up all keys once and hands each entity its own features.
+
+    Args:
+        keys: per entity, the keys that hold its sparse features, in tower order.
+    """
+
+    def __init__(self, tables: Sequence[TableSpec], keys: Mapping[str, Sequence[str]], device: torch.device) -> None:
+        super().__init__()
+        self.collection = embedding_collection(tables, device)
+        self._keys = {entity: list(names) for entity, names in keys.items()}
+
+    def forward(self, features: KeyedJaggedTensor, ranges: Mapping[str, tuple[int, int]]) -> dict[str, list[Tensor]]:
+        """pooled_ED of each sparse feature of each entity named in `ranges` (rows [start, stop) of the batch)."""
+        # By name: under table-wise sharding the columns of the output are ordered by rank.
+        pooled = self.collection(features).to_dict()
+        return {
+            entity: [pooled[key][start:stop] for key in self._keys[entity]] for entity, (start, stop) in ranges.items()
+        }

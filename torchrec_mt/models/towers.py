@@ -1,0 +1,82 @@
+"""Towers: features of an entity -> one vector; and the anchor side's conditioning on the task.
+
+Second stage of the model. All are residual around an identity path whose start is the plain sum of feature vectors: an
+untrained model already scores by shared tokens, and training learns what to add.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def _zeroed(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class ResidualMLP(nn.Module):
+    """x_ED + W2 gelu(W1 norm(x_ED)); W2 starts at zero, so that the block starts as the identity."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, hidden)
+        self.down = _zeroed(nn.Linear(hidden, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_ED: Tensor) -> Tensor:
+        return x_ED + self.down(self.dropout(nn.functional.gelu(self.up(self.norm(x_ED)))))
+
+
+class Tower(nn.Module):
+    """An entity's sparse and dense features -> one vector.
+
+    Args:
+        sparse_dims: width of each pooled sparse feature. dense_dim: width of all dense features together.
+        dim: width D of the vector. hidden: width inside the residual blocks. depth: number of blocks.
+    """
+
+    def __init__(
+        self, sparse_dims: Sequence[int], dense_dim: int, *, dim: int, hidden: int, depth: int, dropout: float
+    ) -> None:
+        super().__init__()
+        if not sparse_dims and not dense_dim:
+            raise ValueError("a tower needs at least one feature")
+        self._direct = [index for index, width in enumerate(sparse_dims) if width == dim]
+        self.gain_F = nn.Parameter(torch.ones(len(self._direct)))
+        inputs = sum(sparse_dims) + dense_dim
+        self.mix = nn.Linear(inputs, dim)
+        nn.init.normal_(self.mix.weight, std=0.1 * inputs**-0.5)
+        nn.init.zeros_(self.mix.bias)
+        self.blocks = nn.Sequential(*(ResidualMLP(dim, hidden, dropout) for _ in range(depth)))
+
+    def forward(self, sparse: Sequence[Tensor], dense_ED: Tensor) -> Tensor:
+        """The entity's vector_ED, not normalised."""
+        x_ED = self.mix(torch.cat([*sparse, dense_ED], dim=1))
+        for gain, index in zip(self.gain_F, self._direct, strict=True):
+            x_ED = x_ED + gain * sparse[index]
+        return self.blocks(x_ED)
+
+
+class TaskConditioning(nn.Module):
+    """Turns an entity's vector into the anchor of a task: FiLM by the task's embedding, then the task's own residual block.
+
+    FiLM (Perez et al., AAAI 2018): scale and shift computed from a task embedding, starting at 1 and 0. The own block makes
+    the anchor side directed: what a phone asks for (a case) is not what the phone is.
+
+    Args:
+        tasks: names of the tasks. dim: width D. hidden: width of a task's own block. task_dim: width of a task embedding.
+    """
+
+    def __init__(self, tasks: Sequence[str], *, dim: int, hidden: int, task_dim: int, dropout: float) -> None:
+        super().__init__()
+        self._row = {task: row for row, task in enumerate(tasks)}
+        self.task_TD = nn.Parameter(torch.randn(len(tasks), task_dim) * task_dim**-0.5)
+        self.film = _zeroed(nn.Linear(task_dim, 2 * dim))
+        self.own = nn.ModuleDict({task: ResidualMLP(dim, hidden, dropout) for task in tasks})
+
+    def forward(self, x_BD: Tensor, task: str) -> Tensor:
+        scale_D, shift_D = self.film(self.task_TD[self._row[task]]).chunk(2)
+        return self.own[task](x_BD * (1 + scale_D) + shift_D)

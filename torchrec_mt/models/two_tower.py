@@ -1,0 +1,142 @@
+"""The unified two-tower model: Batch -> unit vectors of anchors, candidates and negatives per task.
+
+One tower per entity encodes every distinct entity of the batch once. Candidates of all tasks live in one space (one index
+serves all tasks); the task is on the anchor side alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from torchrec_mt.batch import Batch
+from torchrec_mt.models.embeddings import Embeddings, TableSpec
+from torchrec_mt.models.towers import TaskConditioning, Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the towers.
+
+    Args:
+        dim: width D of the vectors. Tables of the same width enter on the identity path, others through a projection.
+        hidden, depth: width and number of residual blocks per tower.
+        task_hidden, task_dim: width of a task's own anchor block and of the task embedding.
+        dropout: inside the residual blocks.
+        temperature: initial temperature of every task; learned, within [min_temperature, max_temperature].
+    """
+
+    dim: int = 64
+    hidden: int = 128
+    depth: int = 1
+    task_hidden: int = 128
+    task_dim: int = 16
+    dropout: float = 0.0
+    temperature: float = 0.07
+    min_temperature: float = 0.02
+    max_temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntitySpec:
+    """What a tower reads: keys of its sparse features with their widths, and the width of its dense features."""
+
+    keys: tuple[str, ...]
+    widths: tuple[int, ...]
+    dense_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What the data demands of the model: tables, entities, and (anchor, candidate) entity per trained task."""
+
+    tables: tuple[TableSpec, ...]
+    entities: dict[str, EntitySpec]
+    tasks: dict[str, tuple[str, str]]
+
+
+class Vectors(NamedTuple):
+    """What the losses need: "the cut". All vectors have length 1.
+
+    anchor_BD, candidate_BD per task; negative_MD per candidate entity; inverse temperature (scalar) per task.
+    """
+
+    anchor: dict[str, Tensor]
+    candidate: dict[str, Tensor]
+    negative: dict[str, Tensor]
+    inverse_temperature: dict[str, Tensor]
+
+
+class TwoTower(nn.Module):
+    """The model.
+
+    Args:
+        device: where dense weights are made. table_device: where tables are made; `meta` when they will be sharded.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, config: ModelConfig, *, device: torch.device, table_device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self._spec = spec
+        self._log_bounds = tuple(-torch.tensor([config.max_temperature, config.min_temperature]).log())
+        keys = {name: entity.keys for name, entity in spec.entities.items()}
+        self.embeddings = Embeddings(spec.tables, keys, table_device or device)
+        with torch.device(device):
+            self.towers = nn.ModuleDict(
+                {
+                    name: Tower(
+                        entity.widths,
+                        entity.dense_dim,
+                        dim=config.dim,
+                        hidden=config.hidden,
+                        depth=config.depth,
+                        dropout=config.dropout,
+                    )
+                    for name, entity in spec.entities.items()
+                }
+            )
+            self.conditioning = TaskConditioning(
+                list(spec.tasks), dim=config.dim, hidden=config.task_hidden, task_dim=config.task_dim, dropout=config.dropout
+            )
+            self.log_inverse_temperature_T = nn.Parameter(-torch.tensor([config.temperature] * len(spec.tasks)).log())
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """Every entity of the batch, vector_ED per entity type, before task conditioning, not normalised."""
+        ranges = {entity: (rows.start, rows.stop) for entity, rows in batch.entities.items()}
+        sparse = self.embeddings(batch.features, ranges)
+        return {entity: self.towers[entity](sparse[entity], rows.dense_ED) for entity, rows in batch.entities.items()}
+
+    def anchors(self, x_BD: Tensor, task: str) -> Tensor:
+        """Unit anchor vectors of a task from `encode`'s vectors."""
+        return normalize(self.conditioning(x_BD, task), dim=1)
+
+    def forward(self, batch: Batch, anchors_of: Mapping[str, str] | None = None) -> Vectors:
+        """Vectors of the batch's pairs; or, without pairs, of its entities.
+
+        Args:
+            batch: shapes as in `batch.Batch`.
+            anchors_of: task -> anchor entity to encode as whole (a batch without pairs); its candidates come per entity
+                in `negative`. None: the pairs of the batch.
+        """
+        x = self.encode(batch)
+        if anchors_of is not None:
+            return Vectors(
+                anchor={task: self.anchors(x[entity], task) for task, entity in anchors_of.items()},
+                candidate={},
+                negative={entity: normalize(x_ED, dim=1) for entity, x_ED in x.items()},
+                inverse_temperature={},
+            )
+        unit = {entity: normalize(x_ED, dim=1) for entity, x_ED in x.items()}
+        anchor, candidate = {}, {}
+        for task, pairs in batch.pairs.items():
+            anchor_entity, candidate_entity = self._spec.tasks[task]
+            anchor[task] = self.anchors(x[anchor_entity][pairs.anchor_B], task)
+            candidate[task] = unit[candidate_entity][pairs.candidate_B]
+        negative = {entity: unit[entity][negatives.row_M] for entity, negatives in batch.negatives.items()}
+        low, high = self._log_bounds
+        inverse_T = self.log_inverse_temperature_T.clamp(low.item(), high.item()).exp()
+        return Vectors(anchor, candidate, negative, dict(zip(self._spec.tasks, inverse_T, strict=True)))

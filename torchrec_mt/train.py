@@ -1,0 +1,67 @@
+"""torchrec-mt train CONFIG.toml ... --run FOLDER: trains the unified model on a prepared dataset, in this process or under torchrun.
+
+    torchrun --nproc_per_node 2 -m torchrec_mt.train launch/demo.toml
+    torchx run -s local_cwd dist.ddp -j 1x2 -m torchrec_mt.train -- launch/demo.toml
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from torchrec_mt.config import RunConfig, add_config_arguments, config_to_json, load_config
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.runtime import runtime
+from torchrec_mt.errors import run_program
+from torchrec_mt.reporting.terminal import TrainingProgress, console
+from torchrec_mt.runs import RunFolder
+from torchrec_mt.training.job import train
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchrec-mt train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--run", help="the run folder to write (an earlier run there is replaced); default runs/NAME")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    return parser
+
+
+def train_run(config: RunConfig, run_path: str, *, show: bool = True) -> dict[str, object]:
+    """Trains into a run folder. Returns the outcome: best step and metric, steps, paths."""
+    with runtime(config.runtime) as here:
+        dataset = PreparedDataset.open(config.dataset.path)
+        run = on_main(lambda: RunFolder.create(run_path))
+        with TrainingProgress(enabled=show and here.is_main) as progress:
+            return train(
+                run,
+                dataset,
+                config.dataset,
+                config_json=config_to_json(config),
+                reader_config=config.reader,
+                model_config=config.model,
+                sharding=config.sharding,
+                optim=config.optim,
+                balancing=config.balancing,
+                trainer_config=config.trainer,
+                runtime=here,
+                seed=config.runtime.seed,
+                progress=progress,
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    outcome = train_run(config, arguments.run or f"runs/{config.dataset.name}", show=not arguments.json)
+    if outcome.get("is_main"):
+        if arguments.json:
+            print(json.dumps(outcome))
+        else:
+            console().print(f"trained {outcome['steps']} steps, best at step {outcome['best_step']}: run {outcome['run']}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

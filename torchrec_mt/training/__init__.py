@@ -1,0 +1,1 @@
+"""Training: one backward a step, checkpoints, the loop."""

@@ -1,0 +1,81 @@
+"""From a prepared dataset and configs to a sharded model: where data's vocabulary becomes the model's."""
+
+import torch
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+
+from torchrec_mt.data.dataset import Manifest
+from torchrec_mt.data.slots import assign_slots
+from torchrec_mt.distributed.planning import ShardingConfig, make_plan
+from torchrec_mt.distributed.runtime import Runtime, seed_everything
+from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
+from torchrec_mt.models.embeddings import TableSpec
+from torchrec_mt.models.two_tower import EntitySpec, ModelConfig, ModelSpec, TwoTower
+from torchrec_mt.schema import Schema
+
+
+def model_spec(manifest: Manifest, schema: Schema) -> ModelSpec:
+    """Tables, towers and tasks that the dataset demands."""
+    slots = assign_slots(manifest)
+    dims = {name: schema.tables[name].dim for name in manifest.tables}
+    entities = {}
+    for entity, info in manifest.entities.items():
+        keys = {slot.features[entity]: slot for slot in slots if entity in slot.features}
+        mine = [keys[name] for name, feature in info.features.items() if feature.table is not None]
+        entities[entity] = EntitySpec(
+            keys=tuple(slot.key for slot in mine),
+            widths=tuple(dims[slot.table] for slot in mine),
+            dense_dim=sum(feature.width for feature in info.features.values() if feature.table is None),
+        )
+    return ModelSpec(
+        tables=tuple(
+            TableSpec(name=name, rows=rows, dim=dims[name], keys=tuple(slot.key for slot in slots if slot.table == name))
+            for name, rows in manifest.tables.items()
+        ),
+        entities=entities,
+        tasks={name: (task.anchor, task.candidate) for name, task in schema.trained_tasks.items()},
+    )
+
+
+def pooling_factors(manifest: Manifest) -> dict[str, list[float]]:
+    """Per table, mean lookups per row of the batch for each key that reads it (the planner's input)."""
+    return {
+        table: [
+            max(manifest.entities[entity].features[feature].mean_bag for entity, feature in slot.features.items())
+            for slot in assign_slots(manifest)
+            if slot.table == table
+        ]
+        for table in manifest.tables
+    }
+
+
+def build_model(
+    manifest: Manifest,
+    schema: Schema,
+    model_config: ModelConfig,
+    sharding: ShardingConfig,
+    *,
+    runtime: Runtime,
+    seed: int,
+    batch_rows: int,
+    table_rate: float,
+) -> tuple[DistributedModelParallel, ShardingPlan]:
+    """The model, its tables sharded over the ranks with their optimizer fused in.
+
+    Args:
+        batch_rows: rows of a batch per rank that the planner should expect.
+    """
+    spec = model_spec(manifest, schema)
+    seed_everything(seed)
+    model = TwoTower(spec, model_config, device=runtime.device, table_device=torch.device("meta"))
+    fuse_table_optimizer(model.embeddings, table_rate)
+    plan = make_plan(
+        model,
+        sharding,
+        pooling_factors=pooling_factors(manifest),
+        batch_size=batch_rows,
+        device_type=runtime.device.type,
+    )
+    # Shards are initialised on their own ranks: with one seed for all, shards of a table would repeat each other.
+    seed_everything(seed + 1 + runtime.rank)
+    return shard(model, plan, runtime.device), plan

@@ -1,0 +1,46 @@
+"""Model weights on disk by torch.distributed.checkpoint: written by any number of ranks, read by any other number."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torchrec.distributed import DistributedModelParallel
+
+from torchrec_mt.distributed.collectives import barrier, on_main
+from torchrec_mt.errors import UserError
+
+
+def save_model(model: DistributedModelParallel, path: Path) -> None:
+    """Writes aside and renames, so that `path` holds a whole model at any moment. Called on every rank."""
+    aside = path.with_name(f".{path.name}.partial")
+
+    def clear() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    def publish() -> None:
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(aside, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+    on_main(clear)
+    dcp.save({"model": model.state_dict()}, checkpoint_id=aside)
+    on_main(publish)
+    barrier()
+
+
+def load_model(model: DistributedModelParallel, path: Path) -> None:
+    """Reads weights into the model as it is sharded now. Called on every rank.
+
+    Raises:
+        UserError: no model at `path`.
+    """
+    if not (path / ".metadata").is_file():
+        raise UserError(f"no model at '{path}': was the run stopped before its first validation? train again")
+    state = {"model": model.state_dict()}
+    dcp.load(state, checkpoint_id=path)
+    model.load_state_dict(state["model"])

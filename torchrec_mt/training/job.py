@@ -1,0 +1,134 @@
+"""A training job: reader, model, optimizers and validation wired into a run folder."""
+
+import json
+
+from torchrec.distributed import DistributedModelParallel
+
+from torchrec_mt.balancing.static import BalancingConfig, static_weights
+from torchrec_mt.data.collate import Collator
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.reader import Reader, ReaderConfig
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
+from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.models.two_tower import ModelConfig
+from torchrec_mt.retrieval.encode import model_rankers
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, evaluate_task
+from torchrec_mt.runs import MetricsLog, RunFolder, write_atomic
+from torchrec_mt.schema import Schema
+from torchrec_mt.training.assemble import build_model
+from torchrec_mt.training.checkpoint import load_model
+from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.step import TaskSides
+from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
+
+
+def task_sides(schema: Schema) -> dict[str, TaskSides]:
+    """What the loss must know of each trained task."""
+    return {
+        name: TaskSides(candidate=task.candidate, same_entity=task.anchor == task.candidate)
+        for name, task in schema.trained_tasks.items()
+    }
+
+
+def validate(
+    model: DistributedModelParallel, collator: Collator, dataset: PreparedDataset, schema: Schema, max_anchors: int, here: Runtime
+) -> Metrics | None:
+    """Metrics by "TASK/METRIC" on a fixed sample of validation anchors; None on all ranks but the main one."""
+    config = EvaluateConfig(split="valid", max_anchors=max_anchors, baselines=())
+    tasks = [name for name in schema.trained_tasks if dataset.manifest.tasks[name].pairs["valid"]]
+    rankers = model_rankers(model, collator, dataset, tasks, config, here.device)
+    if not here.is_main:
+        return None
+    metrics: Metrics = {}
+    for name in tasks:
+        result = evaluate_task(dataset, name, "valid", {"model": rankers[name]}, config)
+        metrics |= {f"{name}/{metric}": value for metric, value in result.systems["model"].items()}
+    return metrics
+
+
+def train(
+    run: RunFolder,
+    dataset: PreparedDataset,
+    schema: Schema,
+    *,
+    config_json: str,
+    reader_config: ReaderConfig,
+    model_config: ModelConfig,
+    sharding: ShardingConfig,
+    optim: OptimConfig,
+    balancing: BalancingConfig,
+    trainer_config: TrainerConfig,
+    runtime: Runtime,
+    seed: int,
+    progress: Progress,
+) -> dict[str, object]:
+    """Trains into the run folder, on every rank. Returns what happened."""
+    weights = static_weights(balancing, list(schema.trained_tasks))
+    reader = Reader(
+        reader_config, dataset, schema, seed=seed, rank=runtime.rank, world_size=runtime.world_size
+    )
+    steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch))
+    model, plan = build_model(
+        dataset.manifest,
+        schema,
+        model_config,
+        sharding,
+        runtime=runtime,
+        seed=seed,
+        batch_rows=2 * reader_config.batch_size + reader_config.uniform_negatives,
+        table_rate=optim.table_rate,
+    )
+
+    def start() -> None:
+        run.start(config_json)
+        write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
+
+    on_main(start)
+    log = MetricsLog(run) if runtime.is_main else None
+    collator = Collator(dataset)
+    trainer = Trainer(
+        trainer_config,
+        model,
+        Optimizers(optim, model, steps),
+        tasks=task_sides(schema),
+        weights=weights,
+        runtime=runtime,
+        validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
+        log=log.write if log else lambda step, kind, values: None,
+        model_path=run.model_path,
+        progress=progress,
+    )
+    try:
+        stop, taken = trainer.run(iter(reader), steps)
+    finally:
+        if log:
+            log.close()
+    outcome = {"run": str(run.path), "steps": taken, "best_step": stop.best_step, "best": stop.best}
+    on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
+    return outcome
+
+
+def load_run_model(
+    run: RunFolder,
+    dataset: PreparedDataset,
+    schema: Schema,
+    model_config: ModelConfig,
+    sharding: ShardingConfig,
+    *,
+    runtime: Runtime,
+    which: str = "best",
+) -> DistributedModelParallel:
+    """The trained model of a run, sharded over the present ranks."""
+    model, _ = build_model(
+        dataset.manifest,
+        schema,
+        model_config,
+        sharding,
+        runtime=runtime,
+        seed=0,
+        batch_rows=4096,
+        table_rate=0.0,
+    )
+    load_model(model, run.model_path / which)
+    return model

@@ -1,12 +1,12 @@
 """Batch: what crosses from the reader to the model, every distinct entity once.
 
 Legend: B pairs of a task, E rows (distinct entities of the batch, all entity types one after the other), M uniform
-negatives, D width of dense features. A `row` is a position among the rows of its entity in the batch, an `id` an entity's
-row in its catalogue.
+negatives, D width of dense features. A `row` is a position among the rows of its entity in the batch, an `id` an
+entity's row in its catalogue.
 
-One KeyedJaggedTensor holds the bags of all E rows. Features of *different* entities that read the same table share a key
-(query text and product title both travel under `tokens/0`), so a table is looked up once per step and, with an optimizer
-fused into its backward, updated once.
+One KeyedJaggedTensor holds the bags of all E rows. Features of *different* entities that read the same table share a
+key (query text and product title both travel under `tokens/0`), so a table is looked up once per step and, with an
+optimizer fused into its backward, updated once.
 """
 
 from dataclasses import dataclass, fields, is_dataclass

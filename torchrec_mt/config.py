@@ -1,7 +1,7 @@
 """RunConfig: the whole tree of config classes, from TOML files (merged left to right) and `--set` overrides.
 
-Only this module knows the whole tree and only it uses pydantic: unknown keys are errors, `kind` tags a choice. Every class
-lives beside the code it configures.
+Only this module knows the whole tree and only it uses pydantic: unknown keys are errors, `kind` tags a choice. Every
+class lives beside the code it configures.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from torchrec_mt.training.trainer import TrainerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Schema):
-    """A dataset: where its raw tables come from, what they mean (the schema), and the folder it is prepared into."""
+    """A dataset: where its raw tables come from, what they mean (the schema), the folder it is prepared into."""
 
     name: str
     path: str
@@ -139,7 +139,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
-    """One line per mistake, each with its dotted key: pydantic reports every member of a union, readers want the one meant."""
+    """One line per mistake with its dotted key; of the members of a union, the one that the data means."""
     lines: list[str] = []
     for item in error.errors(include_url=False, include_context=False):
         path, value, meant = [], raw, True

@@ -29,7 +29,7 @@ def prepare_dataset(config: RunConfig, *, permutation_check: bool = False) -> Pr
     """Materialises the source's raw tables and prepares them, with a progress bar."""
     dataset = config.dataset
     with progress_bar() as bar:
-        task = bar.add_task("prepare", total=None)
+        task = bar.add_task("prepare", total=None, note="")
 
         def show(stage: str, done: int, total: int) -> None:
             bar.update(task, description=f"prepare: {stage}", completed=done, total=total)

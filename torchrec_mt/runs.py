@@ -1,9 +1,9 @@
 """The run folder: one folder that explains a run. Everything that reads a run reads only this.
 
-    config.json          resolved config          plan.json       sharding plan
-    environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
-    tensorboard/         the same as events       model/          best and last model (torch DCP)
-    evaluation/          metrics.json
+config.json          resolved config          plan.json       sharding plan
+environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
+tensorboard/         the same as events       model/          best and last model (torch DCP)
+evaluation/          metrics.json
 """
 
 import json
@@ -19,7 +19,17 @@ from typing import Any
 from torchrec_mt.errors import UserError
 
 MARK = "config.json"
-_RECORDED = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyarrow", "duckdb", "ibis-framework", "torchx")
+_RECORDED = (
+    "torch",
+    "torchrec",
+    "fbgemm-gpu-cpu",
+    "fbgemm-gpu",
+    "numpy",
+    "pyarrow",
+    "duckdb",
+    "ibis-framework",
+    "torchx",
+)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -78,7 +88,9 @@ class RunFolder:
         """
         run = cls(path)
         if not (run.path / MARK).is_file():
-            raise UserError(f"'{path}' is no run folder (no {MARK} in it): give the folder that `torchrec-mt train` wrote")
+            raise UserError(
+                f"'{path}' is no run folder (no {MARK} in it): give the folder that `torchrec-mt train` wrote"
+            )
         return run
 
     def start(self, config_json: str) -> None:

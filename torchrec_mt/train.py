@@ -1,7 +1,7 @@
 """torchrec-mt train CONFIG.toml ... --run FOLDER: trains the unified model on a prepared dataset, in this process or under torchrun.
 
-    torchrun --nproc_per_node 2 -m torchrec_mt.train launch/demo.toml
-    torchx run -s local_cwd dist.ddp -j 1x2 -m torchrec_mt.train -- launch/demo.toml
+torchrun --nproc_per_node 2 -m torchrec_mt.train launch/demo.toml
+torchx run -s local_cwd dist.ddp -j 1x2 -m torchrec_mt.train -- launch/demo.toml
 """
 
 import argparse
@@ -28,13 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train_run(config: RunConfig, run_path: str, *, show: bool = True) -> dict[str, object]:
-    """Trains into a run folder. Returns the outcome: best step and metric, steps, paths."""
+def train_run(config: RunConfig, run_path: str, *, show: bool = True) -> dict[str, object] | None:
+    """Trains into a run folder. Returns the outcome (best step and metric, steps, path), on the main rank."""
     with runtime(config.runtime) as here:
         dataset = PreparedDataset.open(config.dataset.path)
         run = on_main(lambda: RunFolder.create(run_path))
         with TrainingProgress(enabled=show and here.is_main) as progress:
-            return train(
+            outcome = train(
                 run,
                 dataset,
                 config.dataset,
@@ -49,17 +49,17 @@ def train_run(config: RunConfig, run_path: str, *, show: bool = True) -> dict[st
                 seed=config.runtime.seed,
                 progress=progress,
             )
+        return outcome if here.is_main else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     outcome = train_run(config, arguments.run or f"runs/{config.dataset.name}", show=not arguments.json)
-    if outcome.get("is_main"):
-        if arguments.json:
-            print(json.dumps(outcome))
-        else:
-            console().print(f"trained {outcome['steps']} steps, best at step {outcome['best_step']}: run {outcome['run']}")
+    if outcome is not None and arguments.json:
+        print(json.dumps(outcome))
+    elif outcome is not None:
+        console().print(f"trained {outcome['steps']} steps, best at step {outcome['best_step']}: run {outcome['run']}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Collate: catalogue rows of a step -> Batch, vectorised, from the memory-mapped store.
 
-Stands between the reader (which pairs) and the model (which tensors). Bags are normalised to weights that sum to 1, so that
-a sum-pooled weighted lookup is the (weighted) mean of a bag.
+Stands between the reader (which pairs) and the model (which tensors). Bags get weights that sum to 1, so that a
+sum-pooled weighted lookup is the (weighted) mean of a bag.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class TaskPairs:
 
 
 def uniform_hash(values: np.ndarray, key: int) -> np.ndarray:
-    """A number in [0, 1) per value: the same for the same (value, key), whatever the batch it stands in (splitmix64)."""
+    """A number in [0, 1) per value: the same for the same (value, key), whatever its batch (splitmix64)."""
     mixed = values.astype(np.uint64) + np.uint64((key * 0x9E3779B97F4A7C15) % 2**64)
     with np.errstate(over="ignore"):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -110,7 +110,8 @@ class Collator:
                 for name, task in pairs.items()
             },
             negatives={
-                entity: Negatives(row_M=rows(entity, ids), id_M=torch.from_numpy(ids)) for entity, ids in negatives.items()
+                entity: Negatives(row_M=rows(entity, ids), id_M=torch.from_numpy(ids))
+                for entity, ids in negatives.items()
             },
         )
 

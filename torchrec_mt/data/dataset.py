@@ -1,18 +1,18 @@
 """The prepared dataset: a folder that `preparation` writes once and everything after it only reads.
 
-    manifest.json                     what is in it (this module's dataclasses)
-    entities/ENTITY.parquet           row i is entity i (most frequent in training first): `id` (string), and per feature
-                                        id, category, categories, text: list<int32> of table rows
-                                        FEATURE__weight: list<float32>    (text with weights = "idf" only)
-                                        FEATURE__text: string             (text features: the joined raw text)
-                                        number: float32, vector: list<float32>
-                                      `train_count` (int64): training pairs, any trained task, that hold the entity
-    store/ENTITY/FEATURE.*.npy        the same features as flat arrays for memory mapping (see store.py)
-    vocabulary/TABLE.parquet          value (string), row (int32), count (int64); for text tables also kind ("word", "ngram")
-    pairs/TASK/SPLIT.parquet          SPLIT in train, valid, test: anchor, candidate (int64 entity rows),
-                                      count, weight, grade (float32)
-    frequencies/TASK.parquet          train_count (int64): row i is candidate i, number of training pairs that hold it
-    truth/TASK.parquet                anchor, candidate (int64), score (float64), best first (tasks with `truth` only)
+manifest.json                     what is in it (this module's dataclasses)
+entities/ENTITY.parquet           row i is entity i (most frequent in training first): `id` (string), and per feature
+                                    id, category, categories, text: list<int32> of table rows
+                                    FEATURE__weight: list<float32>    (text with weights = "idf" only)
+                                    FEATURE__text: string             (text features: the joined raw text)
+                                    number: float32, vector: list<float32>
+                                  `train_count` (int64): training pairs, any trained task, that hold the entity
+store/ENTITY/FEATURE.*.npy        the same features as flat arrays for memory mapping (see store.py)
+vocabulary/TABLE.parquet          value (string), row (int32), count (int64); text tables: kind ("word", "ngram")
+pairs/TASK/SPLIT.parquet          SPLIT in train, valid, test: anchor, candidate (int64 entity rows),
+                                  count, weight, grade (float32)
+frequencies/TASK.parquet          train_count (int64): row i is candidate i, number of training pairs that hold it
+truth/TASK.parquet                anchor, candidate (int64), score (float64), best first (tasks with `truth` only)
 """
 
 import json
@@ -127,11 +127,17 @@ class PreparedDataset:
         try:
             raw = json.loads((path / MANIFEST).read_text())
         except FileNotFoundError:
-            raise UserError(f"no prepared dataset at '{path}': run `torchrec-mt prepare` with the same config first") from None
+            raise UserError(
+                f"no prepared dataset at '{path}': run `torchrec-mt prepare` with the same config first"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"'{path / MANIFEST}' is not readable ({error}): delete the folder and prepare again") from None
+            raise UserError(
+                f"'{path / MANIFEST}' is not readable ({error}): delete the folder and prepare again"
+            ) from None
         if raw.get("format") != FORMAT:
-            raise UserError(f"'{path}' has dataset format {raw.get('format')!r}, this version reads {FORMAT}: prepare again")
+            raise UserError(
+                f"'{path}' has dataset format {raw.get('format')!r}, this version reads {FORMAT}: prepare again"
+            )
         return cls(path, _manifest_from_json(raw))
 
     def entity_path(self, entity: str) -> Path:

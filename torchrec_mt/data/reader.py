@@ -43,7 +43,9 @@ class ReaderConfig:
 class PairStream:
     """An endless stream of one task's training pairs for one rank."""
 
-    def __init__(self, dataset: PreparedDataset, task: str, *, seed: list[int], rank: int, world_size: int, window: int) -> None:
+    def __init__(
+        self, dataset: PreparedDataset, task: str, *, seed: list[int], rank: int, world_size: int, window: int
+    ) -> None:
         self._file = pq.ParquetFile(dataset.pairs_path(task, "train"), memory_map=True)
         if self._file.metadata.num_rows < world_size:
             raise UserError(f"task '{task}' has {self._file.metadata.num_rows} training pairs for {world_size} ranks")
@@ -66,7 +68,9 @@ class PairStream:
             table = self._file.read_row_groups(
                 [int(group) for group in mine[start : start + self._window]], columns=["anchor", "candidate", "weight"]
             )
-            rows = np.stack([table[name].to_numpy().astype(np.float64) for name in ("anchor", "candidate", "weight")], axis=1)
+            rows = np.stack(
+                [table[name].to_numpy().astype(np.float64) for name in ("anchor", "candidate", "weight")], axis=1
+            )
             rows = rows[rng.permutation(len(rows))]
             yield rows[self._rank :: self._world_size] if by_rows else rows
 

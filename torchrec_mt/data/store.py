@@ -92,7 +92,11 @@ class EntityStore:
             parts = ["dense"] if feature.table is None else ["offsets", "values"] + ["weights"] * feature.weighted
             for part in parts:
                 file = folder / f"{name}.{part}.npy"
-                empty = part in ("values", "weights") and len(arrays[f"{name}.offsets"]) and arrays[f"{name}.offsets"][-1] == 0
+                empty = (
+                    part in ("values", "weights")
+                    and len(arrays[f"{name}.offsets"])
+                    and arrays[f"{name}.offsets"][-1] == 0
+                )
                 arrays[f"{name}.{part}"] = np.load(file, mmap_mode=None if empty else "r")
         return cls(arrays, info)
 

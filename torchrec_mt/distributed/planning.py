@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 
+from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError
 
 ShardingKind = Literal["auto", "table_wise", "row_wise"]
@@ -63,7 +65,9 @@ def make_plan(
     """
     unknown = set(config.tables) - set(pooling_factors)
     if unknown:
-        raise UserError(f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}")
+        raise UserError(
+            f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}"
+        )
     constraints = {
         table: ParameterConstraints(
             sharding_types=["table_wise", "row_wise"] if kind == "auto" else [kind],
@@ -73,10 +77,12 @@ def make_plan(
         for table, factors in pooling_factors.items()
         for kind in [config.tables.get(table, config.default)]
     }
+    quiet_dependencies()
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=dist.get_world_size(), compute_device=device_type),
         batch_size=batch_size,
         constraints=constraints,
+        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
         debug=False,
     )
     plan, failure = None, None
@@ -102,7 +108,8 @@ def describe_plan(plan: ShardingPlan | None) -> dict[str, Any]:
             "compute_kernel": parameter.compute_kernel,
             "ranks": list(parameter.ranks or []),
             "shards": [
-                [*shard.shard_offsets, *shard.shard_sizes] for shard in getattr(parameter.sharding_spec, "shards", None) or []
+                [*shard.shard_offsets, *shard.shard_sizes]
+                for shard in getattr(parameter.sharding_spec, "shards", None) or []
             ],
         }
         for path, module_plan in plan.plan.items()

@@ -47,11 +47,15 @@ class Runtime:
 def _device(wanted: str, local_rank: int) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise UserError('runtime.device = "cuda", but torch sees no CUDA device: use "auto" or "cpu", or see `torchrec-mt doctor`')
+        raise UserError(
+            'runtime.device = "cuda", but torch sees no CUDA device: use "auto" or "cpu", or see `torchrec-mt doctor`'
+        )
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
-        raise UserError(f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} on this machine; start fewer ranks")
+        raise UserError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} on this machine; start fewer ranks"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 

@@ -100,7 +100,11 @@ class TwoTower(nn.Module):
                 }
             )
             self.conditioning = TaskConditioning(
-                list(spec.tasks), dim=config.dim, hidden=config.task_hidden, task_dim=config.task_dim, dropout=config.dropout
+                list(spec.tasks),
+                dim=config.dim,
+                hidden=config.task_hidden,
+                task_dim=config.task_dim,
+                dropout=config.dropout,
             )
             self.log_inverse_temperature_T = nn.Parameter(-torch.tensor([config.temperature] * len(spec.tasks)).log())
 

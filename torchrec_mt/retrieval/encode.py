@@ -89,7 +89,12 @@ def model_rankers(
     info = dataset.manifest.tasks
     candidate_ND = {
         entity: encode(
-            model, collator, entity, np.arange(dataset.manifest.entities[entity].count), device=device, progress=told(entity)
+            model,
+            collator,
+            entity,
+            np.arange(dataset.manifest.entities[entity].count),
+            device=device,
+            progress=told(entity),
         )
         for entity in dict.fromkeys(info[name].candidate for name in tasks)
     }
@@ -98,7 +103,13 @@ def model_rankers(
         task = info[name]
         id_N = split_anchors(dataset, name, config)
         anchor_ND = encode(
-            model, collator, task.anchor, id_N, task=task.trained_as or name, device=device, progress=told(f"{name} anchors")
+            model,
+            collator,
+            task.anchor,
+            id_N,
+            task=task.trained_as or name,
+            device=device,
+            progress=told(f"{name} anchors"),
         )
         rankers[name] = ModelRanker(
             id_N, anchor_ND, candidate_ND[task.candidate], exclude_self=task.anchor == task.candidate

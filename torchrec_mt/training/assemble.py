@@ -29,7 +29,9 @@ def model_spec(manifest: Manifest, schema: Schema) -> ModelSpec:
         )
     return ModelSpec(
         tables=tuple(
-            TableSpec(name=name, rows=rows, dim=dims[name], keys=tuple(slot.key for slot in slots if slot.table == name))
+            TableSpec(
+                name=name, rows=rows, dim=dims[name], keys=tuple(slot.key for slot in slots if slot.table == name)
+            )
             for name, rows in manifest.tables.items()
         ),
         entities=entities,

@@ -32,7 +32,12 @@ def task_sides(schema: Schema) -> dict[str, TaskSides]:
 
 
 def validate(
-    model: DistributedModelParallel, collator: Collator, dataset: PreparedDataset, schema: Schema, max_anchors: int, here: Runtime
+    model: DistributedModelParallel,
+    collator: Collator,
+    dataset: PreparedDataset,
+    schema: Schema,
+    max_anchors: int,
+    here: Runtime,
 ) -> Metrics | None:
     """Metrics by "TASK/METRIC" on a fixed sample of validation anchors; None on all ranks but the main one."""
     config = EvaluateConfig(split="valid", max_anchors=max_anchors, baselines=())
@@ -65,9 +70,7 @@ def train(
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened."""
     weights = static_weights(balancing, list(schema.trained_tasks))
-    reader = Reader(
-        reader_config, dataset, schema, seed=seed, rank=runtime.rank, world_size=runtime.world_size
-    )
+    reader = Reader(reader_config, dataset, schema, seed=seed, rank=runtime.rank, world_size=runtime.world_size)
     steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch))
     model, plan = build_model(
         dataset.manifest,

@@ -46,7 +46,9 @@ class Optimizers:
         if orphans:
             raise ValueError(f"tables without their fused optimizer: {orphans}")
         self._fused = model.fused_optimizer
-        self._dense = KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adam(parameters, lr=config.dense_rate))
+        self._dense = KeyedOptimizerWrapper(
+            dense, lambda parameters: torch.optim.Adam(parameters, lr=config.dense_rate)
+        )
         self.combined = CombinedOptimizer([("tables", self._fused), ("dense", self._dense)])
 
     def zero_grad(self) -> None:

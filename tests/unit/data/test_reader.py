@@ -1,0 +1,151 @@
+"""Reader, collate and store on a tiny dataset: every pair once a pass, ranks apart, entities once a batch."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import PRODUCTS, tiny_schema, write_tiny
+from torchrec_mt.batch import Batch
+from torchrec_mt.data.collate import Collator, uniform_hash
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.reader import PairStream, Reader, ReaderConfig, prefetched
+from torchrec_mt.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "data")
+
+
+def stream(dataset: PreparedDataset, rank: int, world_size: int, window: int = 4) -> PairStream:
+    return PairStream(dataset, "find", seed=[0, 0], rank=rank, world_size=world_size, window=window)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_together_pass_over_every_pair_once(dataset: PreparedDataset, world_size: int) -> None:
+    expected = Counter(zip(*(dataset.pairs("find", "train")[c].tolist() for c in ("anchor", "candidate")), strict=True))
+    seen: Counter[tuple[int, int]] = Counter()
+    for rank in range(world_size):
+        one_pass = next(
+            iter([np.concatenate(list(stream(dataset, rank, world_size)._one_pass(np.random.default_rng(7))))])
+        )
+        seen.update((int(a), int(c)) for a, c, _ in one_pass)
+    assert seen == expected
+
+
+def test_a_second_pass_comes_in_another_order(dataset: PreparedDataset) -> None:
+    pairs = stream(dataset, 0, 1)
+    first, second = pairs.take(300), pairs.take(300)
+    assert sorted(first[0]) == sorted(second[0])
+    assert first[0].tolist() != second[0].tolist()
+
+
+def test_fewer_pairs_than_ranks_is_an_error(tmp_path: Path) -> None:
+    small = write_tiny(tmp_path / "small", train_pairs=3)
+    with pytest.raises(UserError, match="'find' has 3 training pairs for 4 ranks"):
+        stream(small, 0, 4)
+
+
+def batches(dataset: PreparedDataset, count: int, *, prefetch: int = 0, seed: int = 0, rank: int = 0) -> list[Batch]:
+    config = ReaderConfig(batch_size=30, uniform_negatives=8, prefetch=prefetch)
+    reader = Reader(config, dataset, tiny_schema(), seed=seed, rank=rank, world_size=2)
+    iterator = iter(reader)
+    made = list(islice(iterator, count))
+    iterator.close()  # type: ignore[attr-defined]
+    return made
+
+
+def equal(one: Batch, two: Batch) -> bool:
+    return torch.equal(one.features.values(), two.features.values()) and all(
+        torch.equal(one.pairs[name].anchor_id_B, two.pairs[name].anchor_id_B) for name in one.pairs
+    )
+
+
+def test_same_seed_same_batches_with_and_without_prefetch(dataset: PreparedDataset) -> None:
+    plain, ahead = batches(dataset, 12), batches(dataset, 12, prefetch=3)
+    assert all(equal(a, b) for a, b in zip(plain, ahead, strict=True))
+    assert not equal(plain[0], batches(dataset, 1, seed=1)[0])
+    assert not equal(plain[0], batches(dataset, 1, rank=1)[0])
+
+
+def test_a_batch_holds_each_entity_once_and_refers_to_it(dataset: PreparedDataset) -> None:
+    [batch] = batches(dataset, 1)
+    product = batch.entities["product"]
+    assert len(product.id_E.unique()) == len(product.id_E) == product.stop - product.start
+    assert batch.features.stride() == sum(rows.stop - rows.start for rows in batch.entities.values())
+    for name, pairs in batch.pairs.items():
+        anchor = dataset.manifest.tasks[name].anchor
+        assert torch.equal(batch.entities[anchor].id_E[pairs.anchor_B], pairs.anchor_id_B)
+        assert torch.equal(product.id_E[pairs.candidate_B], pairs.candidate_id_B)
+    negatives = batch.negatives["product"]
+    assert torch.equal(product.id_E[negatives.row_M], negatives.id_M)
+    assert batch.num_pairs == 30
+
+
+def test_features_of_rows_are_those_of_the_entities_file(dataset: PreparedDataset) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(dataset.entity_path("product"))
+    ids = np.array([7, 3, 59, 3])
+    batch = Collator(dataset).entities("product", ids)
+    bags = batch.features.to_dict()
+    for row, product in enumerate(ids):
+        for key, column in (("tokens/0", "title"), ("product_id/0", "id"), ("kind/0", "kind")):
+            assert bags[key].to_dense()[row].tolist() == table[column][int(product)].as_py()
+        weights = np.array(table["title__weight"][int(product)].as_py())
+        start, stop = bags["tokens/0"].offsets()[row : row + 2].tolist()
+        np.testing.assert_allclose(bags["tokens/0"].weights()[start:stop], weights / weights.sum(), rtol=1e-6)
+    np.testing.assert_array_equal(batch.entities["product"].dense_ED[:, 0], table["price"].to_numpy()[ids])
+
+
+def test_expected_counts_are_of_all_sources_and_ranks(dataset: PreparedDataset) -> None:
+    [batch] = batches(dataset, 1)
+    pairs = batch.pairs["find"]
+    frequency_N = dataset.frequencies("find")
+    expected_B = 2 * (10 * frequency_N[pairs.candidate_id_B] / 300 + 8 / PRODUCTS)
+    np.testing.assert_allclose(pairs.log_count_B.exp(), expected_B, rtol=1e-6)
+    expected_M = 2 * (10 * frequency_N[batch.negatives["product"].id_M] / 300 + 8 / PRODUCTS)
+    np.testing.assert_allclose(pairs.negative_log_count_M.exp(), expected_M, rtol=1e-6)
+
+
+def test_id_dropout_depends_on_step_and_entity_not_on_the_batch(dataset: PreparedDataset) -> None:
+    collator = Collator(dataset, id_dropout={("product", "id"): 0.5})
+
+    def dropped(ids: list[int], key: int) -> dict[int, bool]:
+        batch = collator._batch({"product": np.array(ids)}, key, {}, {})
+        values = batch.features["product_id/0"].values().tolist()
+        return {product: value == 0 for product, value in zip(ids, values, strict=True)}
+
+    alone, together = dropped([5], 1), dropped(list(range(60)), 1)
+    assert alone[5] == together[5]
+    assert 15 < sum(together.values()) < 45
+    assert together != dropped(list(range(60)), 2)
+
+
+def test_uniform_hash_is_uniform() -> None:
+    values = uniform_hash(np.arange(100_000), 3)
+    counts, _ = np.histogram(values, bins=20, range=(0, 1))
+    assert abs(counts - 5000).max() < 5 * np.sqrt(5000)
+
+
+def test_prefetch_raises_what_the_source_raised_and_ends_when_closed() -> None:
+    def failing():
+        yield 1
+        raise ValueError("broken row group")
+
+    iterator = prefetched(failing(), 2)  # type: ignore[arg-type]
+    assert next(iterator) == 1
+    with pytest.raises(ValueError, match="broken row group"):
+        next(iterator)
+
+    def endless():
+        while True:
+            yield 1
+
+    iterator = prefetched(endless(), 2)  # type: ignore[arg-type]
+    assert next(iterator) == 1
+    iterator.close()

@@ -1,0 +1,55 @@
+"""Gather with gradient, padding, and failing together, on real gloo ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import run_on_ranks
+from torchrec_mt.distributed.collectives import from_main, gather, max_over_ranks, on_main, sum_over_ranks
+from torchrec_mt.errors import UserError
+
+
+def on_two_ranks() -> dict[str, object]:
+    rank = dist.get_rank()
+    local = torch.tensor([[1.0 + rank]], requires_grad=True)
+    gathered = gather(local)
+    # Rank r's loss weighs row 0 by 1 + r and row 1 by 10: the gradient of a row is the sum over ranks.
+    (gathered[0] * (1 + rank) + gathered[1] * 10).sum().backward()
+
+    def fail() -> None:
+        raise UserError("no room")
+
+    try:
+        on_main(fail)
+        failure = ""
+    except UserError as error:
+        failure = str(error)
+    assert local.grad is not None
+    return {
+        "gathered": gathered.tolist(),
+        "gradient": local.grad.tolist(),
+        "sum": sum_over_ranks(torch.tensor(3.0 + rank)).item(),
+        "max": max_over_ranks(5 - rank, torch.device("cpu")),
+        "main": from_main(f"rank {rank}"),
+        "failure": failure,
+    }
+
+
+def test_two_ranks() -> None:
+    first, second = run_on_ranks(2, on_two_ranks)
+    assert first["gathered"] == second["gathered"] == [[1.0], [2.0]]
+    assert first["gradient"] == [[3.0]]
+    assert second["gradient"] == [[20.0]]
+    assert (first["sum"], first["max"], first["main"]) == (7.0, 5, "rank 0")
+    assert (second["sum"], second["max"], second["main"]) == (7.0, 5, "rank 0")
+    assert first["failure"] == "no room"
+    assert second["failure"] == "rank 0 failed: no room"
+
+
+def test_a_rank_that_raises_fails_the_test_helper() -> None:
+    with pytest.raises(Exception, match="no such thing"):
+        run_on_ranks(1, raising)
+
+
+def raising() -> None:
+    raise RuntimeError("no such thing")

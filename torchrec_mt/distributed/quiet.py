@@ -1,0 +1,27 @@
+"""Silences messages of dependencies that say nothing to a user of this project, each by its exact text and with its reason."""
+
+import logging
+
+_MESSAGES = {
+    # The planner is told the topology outright; the factory it advertises is for named clouds.
+    "torchrec.distributed.planner.types": "The topology was constructed directly",
+    # Said on the first import of fx by any tracing code.
+    "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+}
+
+
+class _Filter(logging.Filter):
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self._start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._start)
+
+
+def quiet_dependencies() -> None:
+    """Installs the filters; calling it again does nothing."""
+    for name, start in _MESSAGES.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(existing, _Filter) for existing in logger.filters):
+            logger.addFilter(_Filter(start))

@@ -1,0 +1,72 @@
+"""torchrec-mt evaluate RUN: judges a run's best model on the test split by exact retrieval over the whole catalogue."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config
+from torchrec_mt.data.collate import Collator
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.runtime import runtime
+from torchrec_mt.errors import run_program
+from torchrec_mt.reporting.table import evaluation_table
+from torchrec_mt.reporting.terminal import console, progress_bar
+from torchrec_mt.retrieval.encode import model_rankers
+from torchrec_mt.retrieval.evaluator import Evaluation, baseline_rankers, evaluate_tasks
+from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.training.job import load_run_model
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="torchrec-mt evaluate", description=__doc__)
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
+    parser.add_argument(
+        "--model", choices=["best", "last"], default="best", help="which of the kept models (default best)"
+    )
+    add_set_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    return parser
+
+
+def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
+    """All tasks of the dataset, model and baselines; called on every rank."""
+    schema = config.dataset
+    dataset = PreparedDataset.open(schema.path)
+    with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
+        line = bar.add_task("evaluate", total=None, note="")
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(line, description=f"evaluate: {stage}", completed=done, total=total)
+
+        show("load", 0, 1)
+        model = load_run_model(run, dataset, schema, config.model, config.sharding, runtime=here, which=which)
+        tasks = list(dataset.manifest.tasks)
+        models = model_rankers(model, Collator(dataset), dataset, tasks, config.evaluate, here.device, progress=show)
+
+        def judge() -> Evaluation:
+            rankers = {
+                name: {"model": models[name], **baseline_rankers(dataset, name, config.evaluate)} for name in tasks
+            }
+            evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show)
+            write_atomic(run.evaluation_path, json.dumps(evaluation.to_json(), indent=1) + "\n")
+            return evaluation
+
+        return on_main(judge)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    run = RunFolder.open(arguments.run)
+    config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
+    evaluation = evaluate_run(run, config, arguments.model).to_json()
+    if arguments.json:
+        print(json.dumps(evaluation))
+    else:
+        console().print(evaluation_table(evaluation))
+        console().print(f"run: {run.path}   metrics: {run.evaluation_path}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

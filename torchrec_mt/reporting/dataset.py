@@ -1,0 +1,43 @@
+"""A prepared dataset as tables for the terminal, from its manifest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def dataset_tables(manifest: Mapping[str, Any]) -> list[Table]:
+    """Entities, tasks and embedding tables of a manifest (as JSON)."""
+    return [_entities(manifest), _tasks(manifest), _embedding_tables(manifest)]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _entities(manifest: Mapping[str, Any]) -> Table:
+    table = _table("entities", "entity", "count", "cold", "features", "cut bags")
+    for name, entity in manifest["entities"].items():
+        cut = sum(feature["truncated"] for feature in entity["features"].values())
+        table.add_row(name, f"{entity['count']:,}", f"{entity['cold']:,}", str(len(entity["features"])), f"{cut:,}")
+    return table
+
+
+def _tasks(manifest: Mapping[str, Any]) -> Table:
+    table = _table("tasks", "task", "anchor -> candidate", "train", "valid", "test", "rejected", "notes")
+    for name, task in manifest["tasks"].items():
+        rejected = ", ".join(f"{count:,} {reason}" for reason, count in task["rejected"].items() if count)
+        notes = ", ".join(f"{key} {value}" for key, value in task["notes"].items())
+        pairs = [f"{task['pairs'][split]:,}" for split in ("train", "valid", "test")]
+        table.add_row(name, f"{task['anchor']} -> {task['candidate']}", *pairs, rejected or "0", notes)
+    return table
+
+
+def _embedding_tables(manifest: Mapping[str, Any]) -> Table:
+    table = _table("embedding tables", "table", "rows")
+    for name, rows in manifest["tables"].items():
+        table.add_row(name, f"{rows:,}")
+    return table

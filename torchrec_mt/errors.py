@@ -1,4 +1,26 @@
-"""The error a user can act on. Programs print its message and exit with its code; everything else is a bug."""
+"""The error a user can act on, and how a program ends on it. Everything else is a bug and keeps its traceback.
+
+Every program ends with `if __name__ == "__main__": run_program(main)`; `torchrec-mt PROGRAM` goes through
+`exit_code_of` too, so both ways give the same messages and exit codes:
+
+    0 done    1 the check or the run failed    2 mend your input    130 interrupted    141 nobody reads stdout
+"""
+
+import errno
+import os
+import select
+import sys
+from collections.abc import Callable
+from io import UnsupportedOperation
+from typing import NoReturn
+
+_WHY = {
+    errno.ENOSPC: ("no space left on the disk", "free some space or write elsewhere"),
+    errno.EDQUOT: ("disk quota exceeded", "free some space or write elsewhere"),
+    errno.EACCES: ("permission denied", "give yourself the right, or name another path"),
+    errno.EPERM: ("operation not permitted", "give yourself the right, or name another path"),
+    errno.EROFS: ("the file system is read-only", "name another path"),
+}
 
 
 class UserError(Exception):
@@ -12,3 +34,70 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def run_program(main: Callable[[list[str] | None], int]) -> NoReturn:
+    """Runs a program on the command line's arguments and exits with its code."""
+    sys.exit(exit_code_of(lambda: main(None)))
+
+
+def exit_code_of(program: Callable[[], int]) -> int:
+    """Runs a program; what a user or the machine did wrong becomes one message on stderr and an exit code.
+
+    Raises:
+        SystemExit: as the program's argument parser raises it.
+        Exception: whatever is a bug, unchanged.
+    """
+    try:
+        code = program()
+        sys.stdout.flush()  # here, where a full disk or a closed pipe still finds its message
+    except UserError as error:
+        return _end(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _end("interrupted", 130)
+    except OSError as error:
+        if error.errno == errno.EPIPE and _reader_is_gone():
+            _silence_stdout()
+            return 141
+        if error.errno not in _WHY:
+            raise
+        why, remedy = _WHY[error.errno]
+        _silence_stdout_if_it_is_full()
+        return _end(f"error: {_name(error)}: {why}: {remedy}", 2)
+    return code
+
+
+def _end(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def _name(error: OSError) -> str:
+    """The file(s) of a system error. A failing write() does not say which: then the text says as much as there is."""
+    names = [os.fspath(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+    return " -> ".join(f"'{name}'" for name in names) or f"writing, from '{os.getcwd()}' ({error})"
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads: another broken pipe (a worker's) is no reason to be quiet."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (UnsupportedOperation, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _silence_stdout_if_it_is_full() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
+
+
+def _silence_stdout() -> None:
+    """Sends what is still buffered nowhere: the interpreter's own flush at exit would complain again."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)

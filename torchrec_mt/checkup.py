@@ -50,7 +50,7 @@ class Child:
         """One line that says why: the line with the undefined symbol, or else the last one."""
         lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
         symbol = [line for line in lines if "undefined symbol" in line]
-        last = (symbol or lines or ["it said nothing"])[-1]
+        last = (symbol or lines or ["it said nothing"])[-1][:300]  # a C++ symbol can be a page long
         if self.code is None:
             return "no answer in time" + (f"; last line: {last}" if lines else "")
         return f"killed by signal {-self.code} ({signal.strsignal(-self.code)}): {last}" if self.code < 0 else last
@@ -150,11 +150,11 @@ def check_pins(
     return Check(name="pins", status="ok", detail=f"{len(pins)} distributions as pinned")
 
 
-def check_import(child: Child, build: Build, commands: Commands) -> Check:
-    """torch, fbgemm_gpu and torchrec can be imported."""
+def check_import(child: Child, trio: Check, build: Build, commands: Commands) -> Check:
+    """torch, fbgemm_gpu and torchrec can be imported. Where `trio` says why not, its remedy is the remedy."""
     if child.code == 0:
         return Check(name="import", status="ok", detail="torch, fbgemm_gpu and torchrec load")
-    return Check(name="import", status="error", detail=child.complaint, remedy=commands.replace(build))
+    return Check(name="import", status="error", detail=child.complaint, remedy=trio.remedy or commands.replace(build))
 
 
 def check_devices(cuda: list[str], driver: bool, build: Build, commands: Commands) -> Check:

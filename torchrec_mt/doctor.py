@@ -77,12 +77,12 @@ def examine(folder: Path, root: Path | None) -> list[Check]:
     pins = None if root is None else read_pins(root / "requirements" / "base.txt")
     imported = run_child(IMPORT)
     torch = json.loads(imported.stdout.splitlines()[-1]) if imported.code == 0 else {"cuda": [], "threads": None}
-    port = free_port()
+    port, trio = free_port(), checkup.check_trio(installed, commands)
     checks = [
         checkup.check_python((sys.version_info[0], sys.version_info[1])),
-        checkup.check_trio(installed, commands),
+        trio,
         checkup.check_pins(installed, pins, build, commands),
-        checkup.check_import(imported, build, commands),
+        checkup.check_import(imported, trio, build, commands),
         checkup.check_devices(torch["cuda"], Path("/proc/driver/nvidia/version").exists(), build, commands),
         checkup.check_cores(len(os.sched_getaffinity(0)), torch["threads"]),
         checkup.check_memory(available_memory()),

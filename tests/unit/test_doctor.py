@@ -20,6 +20,9 @@ INSTALL_CUDA = "cd /repo && py -m pip install -r requirements/cuda.txt"
 REPLACE_CPU = f"py -m pip uninstall --yes fbgemm-gpu fbgemm-gpu-cpu && {INSTALL_CPU}"
 REPLACE_CUDA = f"py -m pip uninstall --yes fbgemm-gpu fbgemm-gpu-cpu torch && {INSTALL_CUDA}"
 STUB = Distribution("1.8.0", requires=("fbgemm-gpu-cpu",))
+OK = Check(name="python", status="ok", detail="3.11")
+WARNING = Check(name="disk", status="warning", detail="3.0 GB free", remedy="du " + "x" * 200)
+ERROR = Check(name="versions", status="error", detail="not installed: torch", remedy=INSTALL_CPU)
 
 
 def installed(**versions: str) -> dict[str, Distribution]:
@@ -138,8 +141,17 @@ def test_an_fbgemm_that_dies_takes_only_the_child_along(
     body: str, complaint: str, fake_modules: Callable[[str], None]
 ) -> None:
     fake_modules(body)
-    check = checkup.check_import(doctor.run_child(doctor.IMPORT), "cpu", COMMANDS)
+    check = checkup.check_import(doctor.run_child(doctor.IMPORT), OK, "cpu", COMMANDS)
     assert check == Check(name="import", status="error", detail=complaint, remedy=REPLACE_CPU)
+
+
+def test_a_wrong_trio_and_the_import_it_breaks_have_one_remedy() -> None:
+    check = checkup.check_import(Child(1, "", f"OSError: {SYMBOL}\n"), ERROR, "cpu", COMMANDS)
+    assert (check.status, check.remedy) == ("error", ERROR.remedy)
+
+
+def test_a_page_of_a_symbol_is_cut() -> None:
+    assert len(Child(1, "", "undefined symbol: " + "x" * 5000).complaint) == 300
 
 
 def test_with_a_dying_fbgemm_the_other_checks_are_still_made(
@@ -157,7 +169,7 @@ def test_the_child_reports_devices_and_threads(fake_modules: Callable[[str], Non
     fake_modules("")
     child = doctor.run_child(doctor.IMPORT)
     assert json.loads(child.stdout) == {"cuda": ["H100"], "threads": 7}
-    assert checkup.check_import(child, "cpu", COMMANDS).status == "ok"
+    assert checkup.check_import(child, OK, "cpu", COMMANDS).status == "ok"
 
 
 def test_a_child_that_hangs_is_ended() -> None:
@@ -227,11 +239,6 @@ def test_ranks_that_cannot_meet_are_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no_such_interface")
     check = checkup.check_rendezvous(doctor.run_child(doctor.RENDEZVOUS, str(doctor.free_port()), "10"))
     assert (check.status, check.remedy) == ("error", "export GLOO_SOCKET_IFNAME=lo")
-
-
-OK = Check(name="python", status="ok", detail="3.11")
-WARNING = Check(name="disk", status="warning", detail="3.0 GB free", remedy="du " + "x" * 200)
-ERROR = Check(name="versions", status="error", detail="not installed: torch", remedy=INSTALL_CPU)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""Writes one entity: every feature encoded, a row group of entities at a time, then the flat arrays of the store."""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from torchrec_mt.data.dataset import EntityInfo, FeatureInfo, PreparedDataset
+from torchrec_mt.data.preparation.bags import BagReader, columns_of
+from torchrec_mt.data.preparation.dense import standardise, vectors
+from torchrec_mt.data.preparation.engine import Engine
+from torchrec_mt.data.store import write_store
+from torchrec_mt.schema import (
+    CategoriesFeature,
+    CategoryFeature,
+    Entity,
+    IdFeature,
+    NumberFeature,
+    TextFeature,
+    VectorFeature,
+)
+
+ROW_GROUP = 65_536
+
+
+def write_entity(
+    engine: Engine,
+    dataset: PreparedDataset,
+    name: str,
+    entity: Entity,
+    frame: ir.Table,
+    readers: Mapping[str, BagReader],
+) -> EntityInfo:
+    """Writes `entities/NAME.parquet` and `store/NAME/`.
+
+    Args:
+        dataset: only its paths are used.
+        frame: the entity with final rows: row, id, train_count and `f:FEATURE` columns.
+        readers: bags of each sparse feature.
+
+    Raises:
+        UserError: bad numbers or vectors.
+    """
+    key = f"entities.{name}.features."
+    counts = engine.arrow(frame.order_by("row").select("id", "train_count"))
+    numbers: dict[str, np.ndarray] = {}
+    infos: dict[str, FeatureInfo] = {}
+    for feature_name, feature in entity.features.items():
+        if isinstance(feature, NumberFeature):
+            values = engine.arrow(frame.order_by("row").select(x=f"f:{feature_name}"))["x"]
+            numbers[feature_name], mean, std = standardise(key + feature_name, values, counts["id"], feature)
+            infos[feature_name] = FeatureInfo(kind="number", width=1, mean=mean, std=std)
+    target = dataset.entity_path(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer: pq.ParquetWriter | None = None
+    try:
+        for start in range(0, len(counts), ROW_GROUP):
+            stop = min(start + ROW_GROUP, len(counts))
+            raw = _raw_columns(engine, frame, entity, start, stop)
+            block: dict[str, pa.Array] = {"id": counts["id"][start:stop].combine_chunks()}
+            for feature_name, feature in entity.features.items():
+                match feature:
+                    case NumberFeature():
+                        block[feature_name] = pa.array(numbers[feature_name][start:stop])
+                    case VectorFeature():
+                        block[feature_name] = vectors(
+                            key + feature_name, raw[f"f:{feature_name}"], counts["id"][start:stop], feature
+                        )
+                    case IdFeature() | CategoryFeature() | CategoriesFeature() | TextFeature():
+                        reader = readers[feature_name]
+                        lists = columns_of(reader.read(start, stop), reader.weight_of_row)
+                        block |= dict(zip((feature_name, f"{feature_name}__weight"), lists, strict=False))
+                        if isinstance(feature, TextFeature):
+                            block[f"{feature_name}__text"] = raw[f"f:{feature_name}"].combine_chunks().cast(pa.string())
+            block["train_count"] = counts["train_count"][start:stop].combine_chunks().cast(pa.int64())
+            table = pa.table(block)
+            writer = writer or pq.ParquetWriter(target, table.schema)
+            writer.write_table(table, row_group_size=ROW_GROUP)
+    finally:
+        if writer is not None:
+            writer.close()
+    infos |= {
+        f: _sparse_info(feature, readers[f], len(counts)) for f, feature in entity.features.items() if f in readers
+    } | {
+        f: FeatureInfo(kind="vector", width=feature.dim)
+        for f, feature in entity.features.items()
+        if isinstance(feature, VectorFeature)
+    }
+    cold = pc.sum(pc.equal(counts["train_count"], 0)).as_py() or 0
+    info = EntityInfo(count=len(counts), cold=cold, features={f: infos[f] for f in entity.features})
+    _require_room(dataset.path, info)
+    write_store(target, dataset.store_path(name), info)
+    return info
+
+
+def _raw_columns(engine: Engine, frame: ir.Table, entity: Entity, start: int, stop: int) -> pa.Table:
+    names = [
+        f"f:{name}" for name, feature in entity.features.items() if isinstance(feature, TextFeature | VectorFeature)
+    ]
+    here = frame.filter((frame.row >= start) & (frame.row < stop)).order_by("row")
+    return engine.arrow(here.select("row", *names)) if names else pa.table({})
+
+
+def _sparse_info(
+    feature: IdFeature | CategoryFeature | CategoriesFeature | TextFeature, reader: BagReader, count: int
+) -> FeatureInfo:
+    info = FeatureInfo(kind=feature.kind, table=feature.table, weighted=reader.weight_of_row is not None)
+    return replace(info, mean_bag=reader.lookups / count, truncated=reader.truncated)
+
+
+def _require_room(folder: Path, info: EntityInfo) -> None:
+    """The store is written through memory maps: a full disk would kill the process there instead of raising an error."""
+    floats = sum(
+        feature.width if feature.table is None else 2 + feature.mean_bag * (1 + feature.weighted)
+        for feature in info.features.values()
+    )
+    need = int(4 * floats * info.count) + (1 << 16)
+    if shutil.disk_usage(folder).free < need:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

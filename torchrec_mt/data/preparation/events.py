@@ -1,0 +1,173 @@
+"""Raw pairs and events: read, ids turned into keys, unusable rows counted by reason. First half of making pairs.
+
+Tables of this step have the columns
+    given pairs   anchor, candidate (keys), weight, grade (float64), and the split column
+    group events  group_0.. (strings), item (key), place (what orders a group, or nothing), and the split column
+where the split column is `moment` (split by time) or `hash` (split by group).
+"""
+
+from dataclasses import dataclass
+
+import ibis
+import ibis.expr.types as ir
+
+from torchrec_mt.data.preparation.engine import Engine
+from torchrec_mt.data.preparation.entities import EntityTable
+from torchrec_mt.data.preparation.sources import Source, Want, parquet_files
+from torchrec_mt.errors import UserError
+from torchrec_mt.schema import GivenPairs, GroupPairs, GroupSplit, Schema, Task, TimeSplit
+
+_UNKNOWN = ("unknown anchor", "unknown candidate", "unknown item")
+
+
+@dataclass(frozen=True)
+class Events:
+    """Usable rows of one task's pair source, and how many rows were left out, by reason."""
+
+    table: ir.Table
+    rejected: dict[str, int]
+
+
+def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, EntityTable], source: Source) -> Events:
+    """Reads the pair source of one task.
+
+    Raises:
+        UserError: missing or mistyped column, bad weights or grades, too many unknown ids.
+    """
+    task = schema.tasks[name]
+    ends = _ends(task)
+    split_columns = _split_columns(task, schema)
+    raw = engine.read(parquet_files(source, _wanted(task, split_columns, schema), engine.scratch))
+    columns = {end: raw[column].cast("string") for end, (column, _) in ends.items()} | _values(raw, task)
+    match schema.split:
+        case TimeSplit():
+            columns["moment"] = _moment(raw[split_columns[0]])
+        case GroupSplit() as split:
+            parts = [ibis.literal(split.salt)] + [raw[column].cast("string") for column in split_columns]
+            columns["hash"] = ibis.literal("\x1f").join(parts).hexdigest("md5")
+    plain = raw.select(**columns)
+    if isinstance(task.pairs, GivenPairs):
+        _check_values(engine, plain, task.pairs, source)
+    keyed = plain
+    for end, (_, entity) in ends.items():
+        keys = entities[entity].table.select(**{f"{end}_id": "id", f"{end}_key": "key"})
+        keyed = keyed.left_join(keys, keyed[end] == keys[f"{end}_id"]).drop(f"{end}_id")
+    keyed = engine.cache(keyed.mutate(reason=_reason(keyed, task, tuple(ends), schema)))
+    counts = engine.arrow(keyed.group_by("reason").agg(n=keyed.count()).order_by("reason")).to_pylist()
+    rejected = {row["reason"]: row["n"] for row in counts if row["reason"] != ""}
+    _check_unknown(engine, keyed, rejected, sum(row["n"] for row in counts), schema, source)
+    kept = keyed.filter(keyed.reason == "").drop("reason", *ends).rename({end: f"{end}_key" for end in ends})
+    return Events(kept, rejected)
+
+
+def _ends(task: Task) -> dict[str, tuple[str, str]]:
+    """Name of an end -> (raw column, entity)."""
+    match task.pairs:
+        case GivenPairs() as given:
+            return {"anchor": (given.anchor, task.anchor), "candidate": (given.candidate, task.candidate)}
+        case GroupPairs() as groups:
+            return {"item": (groups.item, task.anchor)}
+
+
+def _split_columns(task: Task, schema: Schema) -> tuple[str, ...]:
+    if isinstance(schema.split, TimeSplit):
+        return (str(task.pairs.time),)
+    own = task.pairs.group if isinstance(task.pairs, GivenPairs) else ()
+    return own or schema.split.column
+
+
+def _wanted(task: Task, split_columns: tuple[str, ...], schema: Schema) -> dict[str, Want]:
+    wanted: dict[str, Want] = dict.fromkeys(split_columns, "moment" if isinstance(schema.split, TimeSplit) else "group")
+    match task.pairs:
+        case GivenPairs() as given:
+            wanted |= {column: "number" for column in (given.weight, given.grade) if column is not None}
+        case GroupPairs() as groups:
+            wanted |= dict.fromkeys(groups.group, "group")
+            if groups.order is not None:
+                wanted[groups.order] = "moment"
+    return wanted | {column: "value" for column, _ in _ends(task).values()}
+
+
+def _values(raw: ir.Table, task: Task) -> dict[str, ir.Column]:
+    match task.pairs:
+        case GivenPairs() as given:
+            one = ibis.literal(1.0, "float64")
+            return {
+                "weight": one if given.weight is None else raw[given.weight].cast("float64"),
+                "grade": one if given.grade is None else raw[given.grade].cast("float64"),
+            }
+        case GroupPairs() as groups:
+            columns = {f"group_{i}": raw[column].cast("string") for i, column in enumerate(groups.group)}
+            place = ibis.literal(0, "int8") if groups.order is None else _moment(raw[groups.order])
+            return columns | {"place": place}
+
+
+def _moment(column: ir.Column) -> ir.Column:
+    """A time in one of three families that compare among themselves: time stamps (UTC), numbers, strings."""
+    kind = column.type()
+    if kind.is_temporal():
+        return column.cast("timestamp")
+    if kind.is_numeric():
+        column = column.cast("int64") if kind.is_integer() else column.cast("float64")
+        return column if kind.is_integer() else column.isnan().ifelse(ibis.null("float64"), column)
+    return column
+
+
+def _check_values(engine: Engine, plain: ir.Table, given: GivenPairs, source: Source) -> None:
+    """Weights and grades must be finite and not negative."""
+    for name, column in (("weight", given.weight), ("grade", given.grade)):
+        if column is None:
+            continue
+        value = plain[name]
+        bad = plain.filter(value.isnull() | value.isnan() | value.isinf() | (value < 0) | (value > 1e12))
+        row = engine.one(bad.agg(n=bad.count(), anchor=bad.anchor.min()))
+        if row["n"]:
+            first = bad.filter(bad.anchor == row["anchor"]).order_by("candidate").limit(1)
+            shown = engine.arrow(first).to_pylist()
+            example = (
+                f", as {shown[0][name]} at {given.anchor} '{shown[0]['anchor']}', {given.candidate} '{shown[0]['candidate']}'"
+                if shown
+                else ""
+            )
+            raise UserError(
+                f"{source.key}: {row['n']} rows of '{source.path}' have a '{column}' that is not a finite number >= 0{example}; "
+                f"mend or drop these rows"
+            )
+
+
+def _reason(keyed: ir.Table, task: Task, ends: tuple[str, ...], schema: Schema) -> ir.StringValue:
+    """Why a row cannot be used; empty if it can."""
+    cases = [(keyed[end].isnull(), f"no {end}") for end in ends]
+    cases += [(keyed[f"{end}_key"].isnull(), f"unknown {end}") for end in ends]
+    match task.pairs:
+        case GivenPairs() as given:
+            if given.grade is not None:
+                cases.append((keyed.grade < given.min_grade, "grade below min_grade"))
+            if task.anchor == task.candidate:
+                cases.append((keyed.anchor_key == keyed.candidate_key, "anchor is candidate"))
+        case GroupPairs() as groups:
+            cases += [(keyed[f"group_{i}"].isnull(), "no group") for i in range(len(groups.group))]
+            if groups.order is not None:
+                cases.append((keyed.place.isnull(), "no order"))
+    if isinstance(schema.split, TimeSplit):
+        cases.append((keyed.moment.isnull(), "no time"))
+    else:
+        cases.append((keyed.hash.isnull(), "no split group"))
+    return ibis.cases(*cases, else_="")
+
+
+def _check_unknown(
+    engine: Engine, keyed: ir.Table, rejected: dict[str, int], rows: int, schema: Schema, source: Source
+) -> None:
+    unknown = sum(rejected.get(reason, 0) for reason in _UNKNOWN)
+    if unknown <= schema.max_rejected_share * rows:
+        return
+    examples = []
+    for reason in (reason for reason in _UNKNOWN if reason in rejected):
+        end = reason.removeprefix("unknown ")
+        ids = keyed.filter(keyed.reason == reason).select(id=keyed[end]).distinct().order_by("id").limit(3)
+        examples.append(f"{reason} " + ", ".join(f"'{value}'" for value in engine.arrow(ids)["id"].to_pylist()))
+    raise UserError(
+        f"{source.key}: {unknown} of {rows} rows of '{source.path}' name an unknown entity ({'; '.join(examples)}), more than "
+        f"max_rejected_share = {schema.max_rejected_share} allows; add the entities or raise the share"
+    )

@@ -1,0 +1,168 @@
+"""The output folder appears whole or not at all: written aside under a hidden name, then renamed.
+
+The hidden folder is locked while its writer lives, so a later run can tell a killed run's leftovers from a live one's.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchrec_mt.data.dataset import MANIFEST, SPLITS, Manifest, PreparedDataset, manifest_to_json
+from torchrec_mt.errors import UserError
+
+SCRATCH = ".scratch"
+
+
+def existing(output: Path, fingerprint: str, *, needs_check: bool) -> PreparedDataset | None:
+    """The dataset already at `output`, if it is whole and was made from the same input; reads its manifest only.
+
+    Args:
+        needs_check: the permutation check is asked for, so a dataset without it does not do.
+
+    Raises:
+        UserError: something else lies at `output`.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not _is_ours(output):
+        raise UserError(
+            f"'{output}' exists and is not a prepared dataset (no {MANIFEST} of one); nothing was touched: "
+            f"choose another output folder or remove it yourself"
+        )
+    try:
+        dataset = PreparedDataset.open(output)
+    except (UserError, TypeError):
+        return None  # another format: ours, but to be made anew
+    manifest = dataset.manifest
+    if manifest.fingerprint != fingerprint or not all(path.exists() for path in _expected(dataset)):
+        return None
+    if needs_check and not all(
+        "real_pairs" in task.notes for name, task in manifest.tasks.items() if _from_groups(manifest, name)
+    ):
+        return None
+    return dataset
+
+
+def _from_groups(manifest: Manifest, task: str) -> bool:
+    declared = manifest.declaration["tasks"]
+    return isinstance(declared, dict) and declared[task]["pairs"]["kind"] == "groups"
+
+
+def _is_ours(output: Path) -> bool:
+    try:
+        raw = json.loads((output / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(raw, dict) and {"format", "fingerprint", "digest"} <= raw.keys()
+
+
+def _expected(dataset: PreparedDataset) -> list[Path]:
+    manifest = dataset.manifest
+    paths = [dataset.vocabulary_path(table) for table in manifest.tables]
+    for name, entity in manifest.entities.items():
+        paths.append(dataset.entity_path(name))
+        paths += [
+            dataset.store_path(name) / f"{feature}.{'dense' if info.table is None else 'offsets'}.npy"
+            for feature, info in entity.features.items()
+        ]
+    for name in manifest.tasks:
+        paths += [dataset.pairs_path(name, split) for split in SPLITS] + [
+            dataset.path / "frequencies" / f"{name}.parquet"
+        ]
+    return paths
+
+
+@contextmanager
+def partial_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, removed at the end unless `finish` has renamed it.
+
+    Raises:
+        UserError: no right to write there, or no room on the disk (also while the block runs).
+    """
+    folder = output.parent / f"{_prefix(output)}{uuid.uuid4().hex[:12]}"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / SCRATCH).mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        raise _explained(error, output) from error
+
+
+def _explained(error: OSError, output: Path) -> Exception:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return UserError(f"no room on the disk for '{output}' ({error}): free some or choose another output folder")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return UserError(f"no right to write '{output}' ({error}): choose another output folder")
+        case errno.ENOTDIR | errno.EEXIST:
+            return UserError(f"'{output}' cannot be a folder ({error}): choose another output folder")
+    return error
+
+
+def _prefix(output: Path) -> str:
+    return f".{output.name}.partial-"
+
+
+def finish(folder: Path, output: Path, manifest: Manifest) -> PreparedDataset:
+    """Writes the manifest, puts the folder in place of an older dataset, and clears leftovers of killed runs."""
+    shutil.rmtree(folder / SCRATCH)
+    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+        file.write(manifest_to_json(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(folder)
+    older = output.parent / f"{_prefix(output)}{uuid.uuid4().hex[:12]}"
+    replaced = output.exists()
+    if replaced:
+        os.rename(output, older)
+    try:
+        os.rename(folder, output)
+    except OSError:
+        if replaced:
+            os.rename(older, output)
+        raise
+    _sync_folder(output.parent)
+    for leftover in output.parent.glob(f"{glob_escape(_prefix(output))}*"):
+        if _abandoned(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return PreparedDataset.open(output)
+
+
+def glob_escape(text: str) -> str:
+    """The text as a glob pattern that matches only itself."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _abandoned(folder: Path) -> bool:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True

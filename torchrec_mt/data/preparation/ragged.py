@@ -1,0 +1,46 @@
+"""Rows of different lengths as two flat arrays (compressed rows): row i is values[offsets[i] : offsets[i + 1]]."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """offsets: int64 [rows + 1]; values: [offsets[-1]]."""
+
+    offsets: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of_lengths(cls, lengths: np.ndarray, values: np.ndarray) -> "Ragged":
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(offsets, values)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """Some rows, in the order asked for."""
+        lengths = self.lengths[rows]
+        taken = Ragged.of_lengths(lengths, np.zeros(0))
+        shift = self.offsets[rows] - taken.offsets[:-1]
+        return Ragged(taken.offsets, self.values[np.arange(taken.offsets[-1]) + np.repeat(shift, lengths)])
+
+    def concatenated(self, groups: np.ndarray, count: int) -> "Ragged":
+        """Rows joined by their group (ascending numbers below `count`)."""
+        lengths = np.bincount(groups, weights=self.lengths, minlength=count).astype(np.int64)
+        return Ragged.of_lengths(lengths, self.values)
+
+    def kept(self, mask: np.ndarray) -> "Ragged":
+        """Values where `mask` holds."""
+        running = np.zeros(len(mask) + 1, np.int64)
+        np.cumsum(mask, out=running[1:])
+        return Ragged(running[self.offsets], self.values[mask])
+
+    def head(self, longest: int) -> "Ragged":
+        """The first values of every row, at most `longest`."""
+        position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+        return self.kept(position < longest)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from torchrec_mt import checkup, doctor
-from torchrec_mt.checkup import GB, Build, Check, Commands, Distribution
+from torchrec_mt.checkup import GB, Build, Check, Child, Commands, Distribution
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Commands(python="py", root=Path("/repo"))

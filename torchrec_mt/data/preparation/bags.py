@@ -5,7 +5,6 @@ features of a table are counted there is a vocabulary, and then the bags of any 
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ibis
@@ -98,7 +97,7 @@ class BagReader:
     """Bags of table rows of one feature, any range of entities at a time."""
 
     def __init__(self, engine: Engine, long: LongBags, feature: SparseFeature, vocabulary: Vocabulary) -> None:
-        self._engine, self._feature = engine, feature
+        self._engine, self.feature = engine, feature
         self.weight_of_row = vocabulary.idf() if isinstance(feature, TextFeature) and feature.weights == "idf" else None
         self.truncated = 0
         self.lookups = 0
@@ -134,18 +133,9 @@ class BagReader:
         return bags
 
     def _longest(self) -> int | None:
-        match self._feature:
+        match self.feature:
             case TextFeature():
-                return self._feature.max_tokens
+                return self.feature.max_tokens
             case CategoriesFeature():
-                return self._feature.max_values
+                return self.feature.max_values
         return None
-
-
-def columns_of(bags: Ragged, weight_of_row: np.ndarray | None) -> Sequence[pa.Array]:
-    """The bags as list<int32>, and their weights as list<float32> if there are any."""
-    offsets = pa.array(bags.offsets, pa.int32())
-    lists = [pa.ListArray.from_arrays(offsets, pa.array(bags.values, pa.int32()))]
-    if weight_of_row is not None:
-        lists.append(pa.ListArray.from_arrays(offsets, pa.array(weight_of_row[bags.values], pa.float32())))
-    return lists

@@ -161,7 +161,7 @@ def _check_sharing(schema: Schema) -> None:
         _require(
             len(families) == 1,
             f"tables.{table}",
-            f"shared by features of different kinds ({', '.join(families)}): {_names(keys)}; give each kind its own table",
+            f"features of different kinds ({', '.join(families)}) share it: {_names(keys)}; give each its own table",
         )
 
 
@@ -182,12 +182,11 @@ def _check_split(split: TimeSplit | GroupSplit) -> None:
         "split.valid_from",
         "give both valid_from and test_from, or neither (shares are used then)",
     )
-    if split.valid_from is not None and type(split.valid_from) is type(split.test_from):
-        _require(
-            split.valid_from <= split.test_from,
-            "split.test_from",
-            f"{split.test_from!r} lies before valid_from {split.valid_from!r}",
-        )  # type: ignore[operator]
+    match split.valid_from, split.test_from:
+        case (str() as valid, str() as test) if valid > test:
+            raise UserError(f"split.test_from: {test!r} lies before valid_from {valid!r}")
+        case (int() | float() as valid, int() | float() as test) if valid > test:
+            raise UserError(f"split.test_from: {test!r} lies before valid_from {valid!r}")
 
 
 def _check_task(name: str, task: Task, schema: Schema) -> None:
@@ -227,7 +226,7 @@ def _check_groups(key: str, name: str, task: Task, groups: GroupPairs, schema: S
     _require(
         task.anchor == task.candidate,
         f"{key}.kind",
-        f"pairs of two items of a group need one entity, but anchor is '{task.anchor}' and candidate '{task.candidate}'",
+        f"group pairs need one entity at both ends, not anchor '{task.anchor}' and candidate '{task.candidate}'",
     )
     _require(groups.group, f"{key}.group", "name at least one column")
     _require(

@@ -11,7 +11,7 @@ from torchrec_mt.schema import NumberFeature, VectorFeature
 def standardise(
     key: str, values: pa.ChunkedArray, ids: pa.ChunkedArray, feature: NumberFeature
 ) -> tuple[np.ndarray, float, float]:
-    """float32 numbers with mean 0 and deviation 1 in order of rows, and the mean and deviation they had; null becomes 0.
+    """float32 numbers with mean 0 and deviation 1 in order of rows, and the mean and deviation they had; null gives 0.
 
     Raises:
         UserError: NaN, infinite, or not above -1 under a logarithm.
@@ -34,11 +34,11 @@ def _refuse(key: str, column: str, bad: np.ndarray, raw: np.ndarray, ids: pa.Chu
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise UserError(
-            f"{key}: column '{column}' of entity '{ids[first].as_py()}' is {raw[first]} ({int(bad.sum())} rows): it {why}"
+            f"{key}: column '{column}' of entity '{ids[first].as_py()}' is {raw[first]}: it {why} ({bad.sum()} rows)"
         )
 
 
-def vectors(key: str, values: pa.ChunkedArray, ids: pa.ChunkedArray, feature: VectorFeature) -> pa.Array:
+def vectors(key: str, values: pa.ChunkedArray, ids: pa.Array, feature: VectorFeature) -> pa.Array:
     """list<float32> of exactly `dim` finite numbers per row.
 
     Raises:

@@ -14,19 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchrec_mt.data.dataset import EntityInfo, FeatureInfo, PreparedDataset
-from torchrec_mt.data.preparation.bags import BagReader, columns_of
+from torchrec_mt.data.preparation.bags import BagReader
 from torchrec_mt.data.preparation.dense import standardise, vectors
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.store import write_store
-from torchrec_mt.schema import (
-    CategoriesFeature,
-    CategoryFeature,
-    Entity,
-    IdFeature,
-    NumberFeature,
-    TextFeature,
-    VectorFeature,
-)
+from torchrec_mt.schema import Entity, NumberFeature, SparseFeature, TextFeature, VectorFeature
 
 ROW_GROUP = 65_536
 
@@ -63,37 +55,30 @@ def write_entity(
     writer: pq.ParquetWriter | None = None
     try:
         for start in range(0, len(counts), ROW_GROUP):
-            stop = min(start + ROW_GROUP, len(counts))
-            raw = _raw_columns(engine, frame, entity, start, stop)
-            block: dict[str, pa.Array] = {"id": counts["id"][start:stop].combine_chunks()}
+            here = slice(start, min(start + ROW_GROUP, len(counts)))
+            raw = _raw_columns(engine, frame, entity, here)
+            block: dict[str, pa.Array] = {"id": counts["id"][here].combine_chunks()}
             for feature_name, feature in entity.features.items():
                 match feature:
                     case NumberFeature():
-                        block[feature_name] = pa.array(numbers[feature_name][start:stop])
+                        block[feature_name] = pa.array(numbers[feature_name][here])
                     case VectorFeature():
-                        block[feature_name] = vectors(
-                            key + feature_name, raw[f"f:{feature_name}"], counts["id"][start:stop], feature
-                        )
-                    case IdFeature() | CategoryFeature() | CategoriesFeature() | TextFeature():
-                        reader = readers[feature_name]
-                        lists = columns_of(reader.read(start, stop), reader.weight_of_row)
-                        block |= dict(zip((feature_name, f"{feature_name}__weight"), lists, strict=False))
-                        if isinstance(feature, TextFeature):
-                            block[f"{feature_name}__text"] = raw[f"f:{feature_name}"].combine_chunks().cast(pa.string())
-            block["train_count"] = counts["train_count"][start:stop].combine_chunks().cast(pa.int64())
+                        values = raw[f"f:{feature_name}"]
+                        block[feature_name] = vectors(key + feature_name, values, block["id"], feature)
+                    case _:
+                        block |= _bag_columns(feature_name, readers[feature_name], raw, here)
+            block["train_count"] = counts["train_count"][here].combine_chunks().cast(pa.int64())
             table = pa.table(block)
             writer = writer or pq.ParquetWriter(target, table.schema)
             writer.write_table(table, row_group_size=ROW_GROUP)
     finally:
         if writer is not None:
             writer.close()
-    infos |= {
-        f: _sparse_info(feature, readers[f], len(counts)) for f, feature in entity.features.items() if f in readers
-    } | {
-        f: FeatureInfo(kind="vector", width=feature.dim)
-        for f, feature in entity.features.items()
-        if isinstance(feature, VectorFeature)
-    }
+    for feature_name, feature in entity.features.items():
+        if isinstance(feature, VectorFeature):
+            infos[feature_name] = FeatureInfo(kind="vector", width=feature.dim)
+        elif not isinstance(feature, NumberFeature):
+            infos[feature_name] = _sparse_info(feature, readers[feature_name], len(counts))
     cold = pc.sum(pc.equal(counts["train_count"], 0)).as_py() or 0
     info = EntityInfo(count=len(counts), cold=cold, features={f: infos[f] for f in entity.features})
     _require_room(dataset.path, info)
@@ -101,23 +86,33 @@ def write_entity(
     return info
 
 
-def _raw_columns(engine: Engine, frame: ir.Table, entity: Entity, start: int, stop: int) -> pa.Table:
-    names = [
-        f"f:{name}" for name, feature in entity.features.items() if isinstance(feature, TextFeature | VectorFeature)
-    ]
-    here = frame.filter((frame.row >= start) & (frame.row < stop)).order_by("row")
-    return engine.arrow(here.select("row", *names)) if names else pa.table({})
+def _raw_columns(engine: Engine, frame: ir.Table, entity: Entity, here: slice) -> pa.Table:
+    """Columns that are written as they are, or nearly so."""
+    copied = (TextFeature, VectorFeature)
+    names = [f"f:{name}" for name, feature in entity.features.items() if isinstance(feature, copied)]
+    rows = frame.filter((frame.row >= here.start) & (frame.row < here.stop)).order_by("row")
+    return engine.arrow(rows.select("row", *names)) if names else pa.table({})
 
 
-def _sparse_info(
-    feature: IdFeature | CategoryFeature | CategoriesFeature | TextFeature, reader: BagReader, count: int
-) -> FeatureInfo:
+def _bag_columns(name: str, reader: BagReader, raw: pa.Table, here: slice) -> dict[str, pa.Array]:
+    bags = reader.read(here.start, here.stop)
+    offsets = pa.array(bags.offsets, pa.int32())
+    columns = {name: pa.ListArray.from_arrays(offsets, pa.array(bags.values, pa.int32()))}
+    if reader.weight_of_row is not None:
+        weights = pa.array(reader.weight_of_row[bags.values], pa.float32())
+        columns[f"{name}__weight"] = pa.ListArray.from_arrays(offsets, weights)
+    if isinstance(reader.feature, TextFeature):
+        columns[f"{name}__text"] = raw[f"f:{name}"].combine_chunks().cast(pa.string())
+    return columns
+
+
+def _sparse_info(feature: SparseFeature, reader: BagReader, count: int) -> FeatureInfo:
     info = FeatureInfo(kind=feature.kind, table=feature.table, weighted=reader.weight_of_row is not None)
     return replace(info, mean_bag=reader.lookups / count, truncated=reader.truncated)
 
 
 def _require_room(folder: Path, info: EntityInfo) -> None:
-    """The store is written through memory maps: a full disk would kill the process there instead of raising an error."""
+    """The store is written through memory maps: a full disk would kill the process there, and raise no error."""
     floats = sum(
         feature.width if feature.table is None else 2 + feature.mean_bag * (1 + feature.weighted)
         for feature in info.features.values()

@@ -1,11 +1,12 @@
 """The machine that runs preparation's Ibis expressions: DuckDB, in this process.
 
-Everything above this module is Ibis expressions that other backends have too; what is particular to DuckDB is only here.
+Everything above this module is Ibis expressions that other backends have too; what is DuckDB's own is only here.
 Queries run one after another.
 """
 
 import errno
 import itertools
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,13 @@ from torchrec_mt.errors import UserError
 class Engine:
     """A DuckDB connection that spills into `scratch`. Use as a context manager."""
 
-    def __init__(self, scratch: Path, *, threads: int = 2, memory_limit: str = "8GB") -> None:
+    def __init__(self, scratch: Path, *, threads: int = 2) -> None:
         self.scratch = scratch
         self._backend = ibis.duckdb.connect(
-            threads=threads, memory_limit=memory_limit, temp_directory=str(scratch), preserve_insertion_order=False
+            threads=threads,
+            memory_limit=f"{_memory_limit() >> 20}MiB",
+            temp_directory=str(scratch),
+            preserve_insertion_order=False,
         )
         self._connection = self._backend.con
         self._connection.execute("SET enable_progress_bar = false")
@@ -75,6 +79,11 @@ class Engine:
         """The only row of a result."""
         (row,) = self.arrow(table).to_pylist()
         return row
+
+
+def _memory_limit() -> int:
+    """Half of the machine's memory, 8 GiB at most; the rest is for Arrow and numpy."""
+    return min(8 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
-"""Entities: read, checked and keyed. A key is the rank of an id in ascending order; pairs travel as keys until the final
-row order (most frequent in training first) is known.
+"""Entities: read, checked and keyed.
+
+A key is the rank of an id in ascending order; pairs travel as keys until the final row order (most frequent in training
+first) is known.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +27,7 @@ from torchrec_mt.schema import (
 
 @dataclass(frozen=True)
 class EntityTable:
-    """One entity as read: `table` has `id`, `key`, a column `f:FEATURE` per feature and `c:COLUMN` per compared column."""
+    """One entity as read: `table` has `id`, `key`, `f:FEATURE` per feature and `c:COLUMN` per compared column."""
 
     name: str
     table: ir.Table

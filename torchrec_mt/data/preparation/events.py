@@ -44,7 +44,8 @@ def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, E
             columns["moment"] = _moment(raw[split_columns[0]])
         case GroupSplit() as split:
             parts = [ibis.literal(split.salt)] + [raw[column].cast("string") for column in split_columns]
-            columns["hash"] = ibis.literal("\x1f").join(parts).hexdigest("md5")
+            incomplete = ibis.or_(*(part.isnull() for part in parts[1:]))
+            columns["hash"] = incomplete.ifelse(ibis.null("string"), ibis.literal("\x1f").join(parts).hexdigest("md5"))
     plain = raw.select(**columns)
     if isinstance(task.pairs, GivenPairs):
         _check_values(engine, plain, task.pairs, source)
@@ -124,14 +125,10 @@ def _check_values(engine: Engine, plain: ir.Table, given: GivenPairs, source: So
         if row["n"]:
             first = bad.filter(bad.anchor == row["anchor"]).order_by("candidate").limit(1)
             shown = engine.arrow(first).to_pylist()
-            example = (
-                f", as {shown[0][name]} at {given.anchor} '{shown[0]['anchor']}', {given.candidate} '{shown[0]['candidate']}'"
-                if shown
-                else ""
-            )
+            at = f", as {shown[0][name]} at '{shown[0]['anchor']}', '{shown[0]['candidate']}'" if shown else ""
             raise UserError(
-                f"{source.key}: {row['n']} rows of '{source.path}' have a '{column}' that is not a finite number >= 0{example}; "
-                f"mend or drop these rows"
+                f"{source.key}: {row['n']} rows of '{source.path}' have a '{column}' that is not a finite number "
+                f"from 0 to 1e12{at}; mend or drop these rows"
             )
 
 
@@ -168,6 +165,6 @@ def _check_unknown(
         ids = keyed.filter(keyed.reason == reason).select(id=keyed[end]).distinct().order_by("id").limit(3)
         examples.append(f"{reason} " + ", ".join(f"'{value}'" for value in engine.arrow(ids)["id"].to_pylist()))
     raise UserError(
-        f"{source.key}: {unknown} of {rows} rows of '{source.path}' name an unknown entity ({'; '.join(examples)}), more than "
-        f"max_rejected_share = {schema.max_rejected_share} allows; add the entities or raise the share"
+        f"{source.key}: {unknown} of {rows} rows of '{source.path}' name an unknown entity ({'; '.join(examples)}), "
+        f"more than max_rejected_share = {schema.max_rejected_share} allows; add the entities or raise the share"
     )

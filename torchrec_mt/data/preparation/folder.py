@@ -5,6 +5,7 @@ The hidden folder is locked while its writer lives, so a later run can tell a ki
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -98,10 +99,13 @@ def partial_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
     except OSError as error:
-        raise _explained(error, output) from error
+        explained = _explained(error, output)
+        if explained is None:
+            raise
+        raise explained from error
 
 
-def _explained(error: OSError, output: Path) -> Exception:
+def _explained(error: OSError, output: Path) -> UserError | None:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return UserError(f"no room on the disk for '{output}' ({error}): free some or choose another output folder")
@@ -109,7 +113,7 @@ def _explained(error: OSError, output: Path) -> Exception:
             return UserError(f"no right to write '{output}' ({error}): choose another output folder")
         case errno.ENOTDIR | errno.EEXIST:
             return UserError(f"'{output}' cannot be a folder ({error}): choose another output folder")
-    return error
+    return None
 
 
 def _prefix(output: Path) -> str:
@@ -135,15 +139,15 @@ def finish(folder: Path, output: Path, manifest: Manifest) -> PreparedDataset:
             os.rename(older, output)
         raise
     _sync_folder(output.parent)
-    for leftover in output.parent.glob(f"{glob_escape(_prefix(output))}*"):
-        if _abandoned(leftover):
-            shutil.rmtree(leftover, ignore_errors=True)
+    clear_leftovers(output)
     return PreparedDataset.open(output)
 
 
-def glob_escape(text: str) -> str:
-    """The text as a glob pattern that matches only itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
+def clear_leftovers(output: Path) -> None:
+    """Removes hidden folders of killed runs beside `output`; those of running ones are locked and stay."""
+    for leftover in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
+        if _abandoned(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

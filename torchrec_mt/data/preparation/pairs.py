@@ -46,7 +46,7 @@ def make_pairs(
     permutation_check: bool,
     step: Step,
 ) -> tuple[dict[str, TaskPairs], TimeCut | None]:
-    """Pairs of all tasks, in declared order; `step` is called once per task when its events are read and once when done.
+    """Pairs of all tasks, in declared order; `step` is called when events are read and when pairs are made.
 
     Raises:
         UserError: bad sources (see `load_events`), or a trained task without training pairs.
@@ -78,7 +78,7 @@ def make_pairs(
 
 
 def _given(divided: ir.Table) -> ir.Table:
-    """Repeats of a pair within a part become one row. Decimals, because their sum does not depend on the order of rows."""
+    """Repeats of a pair within a part become one row. Decimals: their sum does not depend on the order of rows."""
     grouped = divided.group_by("part", "anchor", "candidate")
     return grouped.agg(
         count=divided.count().cast("float64"),

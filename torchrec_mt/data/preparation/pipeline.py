@@ -18,7 +18,7 @@ from torchrec_mt.data.preparation.digest import content_digest
 from torchrec_mt.data.preparation.encode import write_entity
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.entities import EntityTable, compared_columns, load_entity, order_rows
-from torchrec_mt.data.preparation.folder import SCRATCH, existing, finish, partial_folder
+from torchrec_mt.data.preparation.folder import SCRATCH, clear_leftovers, existing, finish, partial_folder
 from torchrec_mt.data.preparation.pairs import TaskPairs, make_pairs
 from torchrec_mt.data.preparation.sources import Source, all_sources, describe_files, fingerprint
 from torchrec_mt.data.preparation.split import describe_split
@@ -60,18 +60,23 @@ def prepare(
         UserError: a mistake in the schema, the data, or the place to write to; what was there before is untouched.
     """
     raw, output = Path(raw), Path(output)
+    if output.is_symlink():
+        output = output.resolve()  # replace the folder, not the link to it
     check_schema(schema)
     sources = all_sources(schema, raw)
     files = describe_files(sources, raw)
     print_of_input = fingerprint(schema, name, files, source_fingerprint)
     found = existing(output, print_of_input, needs_check=permutation_check)
     if found is not None:
+        clear_leftovers(output)
         return PreparedResult(found, fresh=False)
     with partial_folder(output) as folder:
         with Engine(folder / SCRATCH) as engine:
             work = _Work(engine, schema, sources, folder, progress or _silent)
             content = work.run(permutation_check)
+        work.progress("digest", 0, 1)
         digest = content_digest(folder)
+        work.progress("digest", 1, 1)
         manifest = Manifest(
             name=name,
             **content,

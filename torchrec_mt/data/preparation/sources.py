@@ -1,6 +1,6 @@
 """Raw files: which ones a `path` means, what they look like, and their fingerprint. First step of reading.
 
-CSV is turned into Parquet once (by Arrow, typed by what the schema wants of a column), so engines only ever read Parquet.
+CSV is turned into Parquet once (by Arrow, typed by what the schema wants of a column): engines only ever read Parquet.
 """
 
 import glob
@@ -20,7 +20,7 @@ from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema
 
 Want = Literal["value", "text", "number", "moment", "group", "list", "vector"]
-"""What a column is wanted as: an id or category; text; a number; a time or order; part of a group; list of values; of floats."""
+"""What a column is wanted as: id or category; text; number; time or order; part of a group; list of values; floats."""
 
 _SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv"}
 
@@ -43,7 +43,7 @@ def find_source(key: str, path: str, raw: Path) -> Source:
     """
     full = raw / path
     if full.is_dir():
-        files = [file for file in sorted(full.rglob("*")) if file.is_file() and not _hidden(file.relative_to(full))]
+        files = [f for f in sorted(full.rglob("*")) if f.is_file() and _kind(f) and not _hidden(f.relative_to(full))]
     elif full.is_file():
         files = [full]
     else:
@@ -148,7 +148,7 @@ def _fits(kind: pa.DataType, want: Want) -> bool:
         return inner is not None and _fits(kind.value_type, inner)  # type: ignore[arg-type]
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
     integer = types.is_integer(kind)
-    number = integer or types.is_floating(kind) or types.is_decimal(kind)
+    number = integer or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind)
     moment = types.is_timestamp(kind) or types.is_date(kind)
     match want:
         case "value":
@@ -158,7 +158,7 @@ def _fits(kind: pa.DataType, want: Want) -> bool:
         case "number":
             return number
         case "moment":
-            return (text and not types.is_null(kind)) or number or moment
+            return (text or number or moment) and not types.is_null(kind)
         case "group":
             return text or integer or moment or types.is_boolean(kind)
     return False

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import ibis
 import ibis.expr.types as ir
 
-from torchrec_mt.data.dataset import SPLITS
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.events import Events
 from torchrec_mt.errors import UserError
@@ -19,10 +18,10 @@ Moment = datetime | float | str
 
 @dataclass(frozen=True)
 class TimeCut:
-    """Validation starts at `valid_from`, the test at `test_from`."""
+    """Validation starts at `valid_from`, the test at `test_from`; None: never."""
 
-    valid_from: Moment
-    test_from: Moment
+    valid_from: Moment | None
+    test_from: Moment | None
 
 
 def find_cut(engine: Engine, schema: Schema, events: Mapping[str, Events]) -> TimeCut | None:
@@ -43,7 +42,7 @@ def find_cut(engine: Engine, schema: Schema, events: Mapping[str, Events]) -> Ti
             _parse("split.valid_from", schema.split.valid_from, family),
             _parse("split.test_from", schema.split.test_from, family),
         )
-    sources = {(schema.tasks[name].pairs.path, schema.tasks[name].pairs.time): name for name in reversed(events)}
+    sources = {(schema.tasks[name].pairs.path, schema.tasks[name].pairs.time): name for name in reversed(list(events))}
     moments = [events[name].table.select("moment") for name in sorted(sources.values())]
     if not all(table.moment.type() == moments[0].moment.type() for table in moments):
         moments = [table.select(moment=table.moment.cast("float64")) for table in moments]
@@ -62,9 +61,11 @@ def find_cut(engine: Engine, schema: Schema, events: Mapping[str, Events]) -> Ti
     return TimeCut(*found)
 
 
-def _quantile(engine: Engine, running: ir.Table, total: int, share: float) -> Moment:
-    """The moment of event number floor(share * total) in order of time, so that about `share` of events lie before it."""
-    before = min(math.floor(share * total + 1e-9), total - 1)
+def _quantile(engine: Engine, running: ir.Table, total: int, share: float) -> Moment | None:
+    """The moment of event number floor(share * total) in order of time: about `share` of events lie before it."""
+    before = math.floor(share * total + 1e-9)
+    if before >= total:
+        return None
     later = running.filter(running.until > before)
     return engine.one(later.agg(moment=later.moment.min()))["moment"]
 
@@ -89,16 +90,14 @@ def _parse(key: str, value: str | float, family: str) -> Moment:
         raise UserError(
             f"{key}: {value!r} is no ISO date or time (as in '2024-05-31' or '2024-05-31T12:00:00')"
         ) from None
-    return moment if moment.tzinfo is None else (moment - (moment.utcoffset() or moment - moment)).replace(tzinfo=None)
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def with_part(table: ir.Table, schema: Schema, cut: TimeCut | None) -> ir.Table:
     """Replaces the split column by `part`: 0 train, 1 valid, 2 test."""
     if cut is not None:
-        part = ibis.cases(
-            (table.moment < _literal(cut.valid_from), 0), (table.moment < _literal(cut.test_from), 1), else_=2
-        )
-        return table.mutate(part=part).drop("moment")
+        before_valid, before_test = (_before(table.moment, moment) for moment in (cut.valid_from, cut.test_from))
+        return table.mutate(part=ibis.cases((before_valid, 0), (before_test, 1), else_=2)).drop("moment")
     assert isinstance(schema.split, GroupSplit)
     head = table.hash.substr(0, 8)
     test = _threshold(schema.split.test_share)
@@ -106,8 +105,10 @@ def with_part(table: ir.Table, schema: Schema, cut: TimeCut | None) -> ir.Table:
     return table.mutate(part=ibis.cases((head < test, 2), (head < valid, 1), else_=0)).drop("hash")
 
 
-def _literal(moment: Moment) -> ir.Scalar:
-    return ibis.literal(moment, "timestamp") if isinstance(moment, datetime) else ibis.literal(moment)
+def _before(column: ir.Column, moment: Moment | None) -> ir.BooleanValue:
+    if moment is None:
+        return ibis.literal(True)
+    return column < (ibis.literal(moment, "timestamp") if isinstance(moment, datetime) else ibis.literal(moment))
 
 
 def _threshold(share: float) -> str:
@@ -120,14 +121,14 @@ def describe_split(schema: Schema, cut: TimeCut | None) -> dict[str, float | str
     match schema.split:
         case TimeSplit():
             assert cut is not None
-            shown = [
-                value.isoformat() if isinstance(value, datetime) else value for value in (cut.valid_from, cut.test_from)
-            ]
+            shown = [_shown(moment) for moment in (cut.valid_from, cut.test_from)]
             return {"kind": "time", "valid_from": shown[0], "test_from": shown[1]}
         case GroupSplit() as split:
             shares: dict[str, float | str] = {"valid_share": split.valid_share, "test_share": split.test_share}
             return {"kind": "group", "column": ", ".join(split.column), "salt": split.salt} | shares
 
 
-PART = {name: number for number, name in enumerate(SPLITS)}
-"""Number of a split in the column `part`."""
+def _shown(moment: Moment | None) -> float | str:
+    if moment is None:
+        return "never"
+    return moment.isoformat() if isinstance(moment, datetime) else moment

@@ -112,7 +112,8 @@ def write_truth(
     found = engine.one(bad.agg(n=bad.count(), a=bad.a.min()))
     if found["n"]:
         raise UserError(
-            f"{source.key}: {found['n']} rows of '{source.path}' have a '{truth.score}' that is no finite number, as at {truth.anchor} '{found['a']}'"
+            f"{source.key}: {found['n']} rows of '{source.path}' have a '{truth.score}' that is no finite number, "
+            f"as at {truth.anchor} '{found['a']}'; mend or drop these rows"
         )
     total = engine.one(named.agg(n=named.count()))["n"]
     anchors = rows[task.anchor].select(a="id", anchor="row")
@@ -135,6 +136,7 @@ def write_vocabulary(dataset: PreparedDataset, name: str, vocabulary: Vocabulary
 
 
 def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a small table, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 

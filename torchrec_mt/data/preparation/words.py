@@ -34,7 +34,7 @@ class Tokens:
 
 @cache
 def _word_codes() -> np.ndarray:
-    """For every code point whether it is a letter, a mark or a digit (`[\\p{L}\\p{M}\\p{N}]`); a line break stays too."""
+    """For every code point: is it a letter, a mark or a digit (`[\\p{L}\\p{M}\\p{N}]`)? A line break stays too."""
     codes = np.fromiter((unicodedata.category(chr(code))[0] in "LMN" for code in range(sys.maxunicode + 1)), bool)
     codes[ord("\n")] = True
     return codes

@@ -1,0 +1,108 @@
+"""Public data in, raw tables out: what the sources of public data sets have in common.
+
+Reads columns of somebody's Parquet files with errors a user can act on, and keeps a folder of raw tables with a marker that
+says what they were made from: made again from the same, nothing is written.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_mt.errors import UserError
+
+MARKER = "source.json"
+
+
+def read_columns(file: Path, columns: Mapping[str, pa.DataType], *, remedy: str) -> pd.DataFrame:
+    """Columns of a Parquet file, cast to the types given.
+
+    Raises:
+        UserError: a missing or unreadable file, a missing column, a column of another type.
+    """
+    try:
+        table = pq.read_table(file)
+    except FileNotFoundError:
+        raise UserError(f"no file '{file}': {remedy}") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"'{file}' is not a readable Parquet file ({_first_line(error)}): {remedy}") from None
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        known = ", ".join(f"'{name}'" for name in table.column_names)
+        raise UserError(f"'{file}' has no column '{missing[0]}' (it has: {known}): {remedy}")
+    cast = {}
+    for name, kind in columns.items():
+        try:
+            cast[name] = table[name].cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            found = table.schema.field(name).type
+            raise UserError(
+                f"column '{name}' of '{file}' is {found}, not {kind} ({_first_line(error)}): {remedy}"
+            ) from None
+    return pa.table(cast).to_pandas()
+
+
+def content_digest(files: Sequence[Path], *, remedy: str) -> dict[str, str]:
+    """File name -> SHA-256 of its content.
+
+    Raises:
+        UserError: a missing file.
+    """
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"no file '{missing[0]}': {remedy}")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def write_tables(folder: Path, made_from: Mapping[str, object], make: Callable[[], dict[str, pd.DataFrame]]) -> None:
+    """Writes `NAME.parquet` per table that `make` returns, unless the folder already holds the tables made from the same.
+
+    The marker says "not whole" while files are written, so a killed run is never taken for a finished one.
+
+    Args:
+        made_from: what the tables depend on, as JSON values.
+
+    Raises:
+        UserError: a folder that holds Parquet files of somebody else, or a marker that cannot be read.
+    """
+    wanted = json.loads(json.dumps(made_from))
+    if _holds(folder, wanted):
+        return
+    tables = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    _mark(folder, {"whole": False})
+    for name, table in tables.items():
+        aside = folder / f"{name}.parquet.partial"
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None), aside)
+        aside.replace(folder / f"{name}.parquet")
+    _mark(folder, {"whole": True, "made_from": wanted, "tables": list(tables)})
+
+
+def _holds(folder: Path, wanted: dict[str, object]) -> bool:
+    marker = folder / MARKER
+    if not marker.exists():
+        strange = sorted(file.name for file in folder.glob("*.parquet"))
+        if strange:
+            raise UserError(f"'{folder}' holds {strange[0]} but no {MARKER}: name another folder by dataset.path")
+        return False
+    try:
+        state = json.loads(marker.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{marker}' is not readable ({error}): delete the folder and prepare again") from None
+    if not (isinstance(state, dict) and state.get("whole") is True and state.get("made_from") == wanted):
+        return False
+    return all((folder / f"{name}.parquet").exists() for name in state["tables"])
+
+
+def _mark(folder: Path, state: dict[str, object]) -> None:
+    aside = folder / f"{MARKER}.partial"
+    aside.write_text(json.dumps(state, indent=1) + "\n")
+    aside.replace(folder / MARKER)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:200]

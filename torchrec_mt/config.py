@@ -70,7 +70,7 @@ def add_set_argument(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="override one key, e.g. --set trainer.epochs=2 (the value as in TOML; a bare word is a string); repeatable",
+        help="override one key, e.g. --set trainer.epochs=2 (value as in TOML, a bare word is a string); repeatable",
     )
 
 
@@ -142,7 +142,9 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
     """One line per mistake with its dotted key; of the members of a union, the one that the data means."""
     lines: list[str] = []
     for item in error.errors(include_url=False, include_context=False):
-        path, value, meant = [], raw, True
+        path: list[str] = []
+        value: Any = raw
+        meant = True
         for part in item["loc"]:
             chosen = _KINDS.get(str(part)) if not (isinstance(value, dict) and part in value) else None
             if chosen is not None:

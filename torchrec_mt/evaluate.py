@@ -19,6 +19,7 @@ from torchrec_mt.training.job import load_run_model
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The program's arguments."""
     parser = argparse.ArgumentParser(prog="torchrec-mt evaluate", description=__doc__)
     parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
     parser.add_argument(
@@ -56,6 +57,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))

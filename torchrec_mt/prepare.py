@@ -14,12 +14,13 @@ from torchrec_mt.reporting.terminal import console, progress_bar
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The program's arguments."""
     parser = argparse.ArgumentParser(prog="torchrec-mt prepare", description=__doc__)
     add_config_arguments(parser)
     parser.add_argument(
         "--permutation-check",
         action="store_true",
-        help="also count the pairs that each group rule finds after shuffling items over events: what chance alone gives",
+        help="also count the pairs each group rule finds after shuffling items over events: what chance alone gives",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     return parser
@@ -48,6 +49,7 @@ def prepare_dataset(config: RunConfig, *, permutation_check: bool = False) -> Pr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     result = prepare_dataset(config, permutation_check=arguments.permutation_check)

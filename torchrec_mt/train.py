@@ -1,4 +1,5 @@
-"""torchrec-mt train CONFIG.toml ... --run FOLDER: trains the unified model on a prepared dataset, in this process or under torchrun.
+"""torchrec-mt train CONFIG.toml ... --run FOLDER: trains the unified model on a prepared dataset, in this process or
+under torchrun.
 
 torchrun --nproc_per_node 2 -m torchrec_mt.train launch/demo.toml
 torchx run -s local_cwd dist.ddp -j 1x2 -m torchrec_mt.train -- launch/demo.toml
@@ -19,6 +20,7 @@ from torchrec_mt.training.job import train
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The program's arguments."""
     parser = argparse.ArgumentParser(
         prog="torchrec-mt train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,6 +55,7 @@ def train_run(config: RunConfig, run_path: str, *, show: bool = True) -> dict[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     outcome = train_run(config, arguments.run or f"runs/{config.dataset.name}", show=not arguments.json)

@@ -43,7 +43,8 @@ class Collator:
 
     Args:
         dataset: the prepared dataset.
-        id_dropout: share of lookups per id feature, `{(entity, feature): share}`, replaced by the out-of-vocabulary row.
+        id_dropout: share of lookups per id feature, `{(entity, feature): share}`, replaced by the out-of-vocabulary
+            row.
     """
 
     def __init__(self, dataset: PreparedDataset, id_dropout: dict[tuple[str, str], float] | None = None) -> None:

@@ -1,13 +1,13 @@
 """Reader: each rank streams its own row groups of every task's pairs and yields Batches, without end.
 
-A task's pairs are passed over again and again, each pass in a new order: row groups are permuted over ranks, a window of
-them is read at a time and its rows permuted. Ranks never run dry, so they agree on any number of steps. The same
+A task's pairs are passed over again and again, each pass in a new order: row groups are permuted over ranks, a window
+of them is read at a time and its rows permuted. Ranks never run dry, so they agree on any number of steps. The same
 (seed, rank, number of ranks) gives the same batches.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -163,35 +163,12 @@ class Reader:
 
 
 def prefetched(source: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """The same items, up to `depth` of them made ahead by one thread. Its exceptions are raised here; closing ends it."""
-    items: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
+    """The same items, up to `depth` of them made ahead by one thread. Its errors are raised here; closing ends it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+        ahead = deque(pool.submit(next, source, None) for _ in range(depth))
         try:
-            for item in source:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
-
-    thread = threading.Thread(target=work, name="reader-prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+            while (item := ahead.popleft().result()) is not None:
+                ahead.append(pool.submit(next, source, None))
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
 """Which feature of which entity travels under which key of the KeyedJaggedTensor.
 
-A slot is one lookup position of a table. The k-th feature of *each* entity that reads a table shares the table's k-th slot:
-rows of different entities never overlap, so one key serves them all.
+A slot is one lookup position of a table. The k-th feature of *each* entity that reads a table shares the table's k-th
+slot: rows of different entities never overlap, so one key serves them all.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Features of an entity as flat arrays in `.npy` files, memory mapped: random access to any entity without holding all.
 
-Bags are in compressed-row form: `F.offsets.npy` int64 [N + 1], `F.values.npy` int32 [offsets[-1]], and for weighted bags
-`F.weights.npy` float32 of the same length. Dense features are `F.dense.npy` float32 [N, width].
+Bags are in compressed-row form: `F.offsets.npy` int64 [N + 1], `F.values.npy` int32 [offsets[-1]], and for weighted
+bags `F.weights.npy` float32 of the same length. Dense features are `F.dense.npy` float32 [N, width].
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from torchrec_mt.errors import UserError
 
-
 T = TypeVar("T")
 
 
@@ -66,13 +65,13 @@ def from_main(value: T | None) -> T:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Runs `function` on rank 0 and returns its result on every rank; if it fails there, every rank fails alike."""
+    """Runs `function` on rank 0 and returns its result on every rank; what a user can mend fails on every rank."""
     result: T | None = None
-    failure: BaseException | None = None
+    failure: UserError | OSError | None = None
     if dist.get_rank() == 0:
         try:
             result = function()
-        except Exception as error:  # raised below, on every rank
+        except (UserError, OSError) as error:  # raised below, on every rank
             failure = error
     message = from_main(None if failure is None else str(failure))
     if failure is not None:

@@ -1,7 +1,7 @@
 """Sharding plan: which table lies where, from TorchRec's planner or as the config says; the same on every rank.
 
-TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waiting. Here every rank plans by itself (planning
-is deterministic and needs no communication) and all compare the outcome.
+TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waiting. Here every rank plans by itself
+(planning is deterministic and needs no communication) and all compare the outcome.
 """
 
 import json
@@ -28,8 +28,8 @@ class ShardingConfig:
     """How tables are laid out over ranks.
 
     Args:
-        default: for tables not named in `tables`. `auto` lets TorchRec's planner choose between table-wise and row-wise.
-            Replicated (data-parallel) tables are not offered: they would silently miss the fused optimizer.
+        default: for tables not named in `tables`. `auto` lets TorchRec's planner choose between table-wise and
+            row-wise. Replicated (data-parallel) tables are not offered: they would silently miss the fused optimizer.
     """
 
     default: ShardingKind = "auto"
@@ -37,7 +37,7 @@ class ShardingConfig:
 
 
 class Sharder(EmbeddingBagCollectionSharder):
-    """The default sharder, with row-wise also on CPU, where TorchRec does not offer it by itself (results are equal)."""
+    """The default sharder, with row-wise also on CPU, where TorchRec does not offer it (results are equal)."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return ["table_wise", "row_wise"]

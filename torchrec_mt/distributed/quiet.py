@@ -1,4 +1,4 @@
-"""Silences messages of dependencies that say nothing to a user of this project, each by its exact text and with its reason."""
+"""Silences messages of dependencies that say nothing to a user, each by its exact text and with its reason."""
 
 import logging
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from torchrec_mt.errors import UserError
 
@@ -20,7 +21,8 @@ class RuntimeConfig:
     """Where and how a program computes.
 
     Args:
-        device: `auto` takes CUDA where there is one. threads: CPU threads of a rank; 0 shares the cores among the local ranks.
+        device: `auto` takes CUDA where there is one. threads: CPU threads of a rank; 0 shares the cores among the
+            local ranks.
         seed: of everything random. timeout_minutes: how long a collective may wait.
     """
 
@@ -84,7 +86,7 @@ def runtime(config: RuntimeConfig) -> Iterator[Runtime]:
     if launched:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
         seed_everything(config.seed)
         yield Runtime(dist.get_rank(), dist.get_world_size(), device)

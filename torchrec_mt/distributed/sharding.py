@@ -1,15 +1,15 @@
-"""Applies a plan to the plain model: tables sharded with their optimizer fused into the backward, the rest replicated."""
+"""Applies a plan to the plain model: tables sharded, their optimizer fused into the backward, the rest replicated."""
 
 import warnings
 from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward  # type: ignore[attr-defined]
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.types import ShardingPlan
-from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_mt.batch import Batch
@@ -42,8 +42,8 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
 def pad_rows(batch: Batch) -> Batch:
     """The batch with empty rows up to the largest batch of any rank.
 
-    Row-wise sharding in TorchRec 1.8 fails in the backward pass when ranks hold different numbers of rows. Nothing refers to
-    the rows added.
+    Row-wise sharding in TorchRec 1.8 fails in the backward pass when ranks hold different numbers of rows. Nothing
+    refers to the rows added.
     """
     features = batch.features
     rows = features.stride()

@@ -1,7 +1,7 @@
 """The embedding tables of a dataset as one EmbeddingBagCollection, and the way from its output to features per entity.
 
-First stage of the model: KeyedJaggedTensor over E rows -> pooled_EFD per entity. One collection, looked up once per step:
-with an optimizer fused into its backward every lookup would be an update.
+First stage of the model: KeyedJaggedTensor over E rows -> pooled_EFD per entity. One collection, looked up once per
+step: with an optimizer fused into its backward every lookup would be an update.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> E
                 embedding_dim=table.dim,
                 feature_names=list(table.keys),
                 pooling=PoolingType.SUM,
-                init_fn=_normal(table.dim),
+                init_fn=_Normal(table.dim),
             )
             for table in tables
         ],
@@ -45,7 +45,7 @@ def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> E
     )
 
 
-class _normal:
+class _Normal:
     """N(0, 1 / dim) rows; a class, since TorchRec deep-copies and pickles table configs."""
 
     def __init__(self, dim: int) -> None:

@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors. What ranks gathered comes in; a loss never sees a rank.
 
-Legend: B anchors of this rank, P pairs of all ranks, C columns (candidates of all ranks and uniform negatives), D width.
+Legend: B anchors of this rank, P pairs of all ranks, C columns (candidates of all ranks and uniform negatives), D
+    width.
 """
 
 import torch
@@ -18,8 +19,8 @@ def blocked_columns(
 ) -> Tensor:
     """Columns that are no negatives of an anchor: blocked_BC.
 
-    Blocked are copies of its own candidate, every other candidate it is paired with in the batch of all ranks, and (where
-    anchors and candidates are the same entity) the anchor itself. An anchor's own column is never blocked.
+    Blocked are copies of its own candidate, every other candidate it is paired with in the batch of all ranks, and
+    (where anchors and candidates are the same entity) the anchor itself. An anchor's own column is never blocked.
     """
     distinct, column_C = column_id_C.unique(return_inverse=True)
     known_BU = torch.zeros(len(anchor_id_B), len(distinct), dtype=torch.bool, device=anchor_id_B.device)
@@ -44,9 +45,9 @@ def sampled_softmax(
 ) -> Tensor:
     """Cross entropy of each anchor's own candidate among all columns, corrected for sampling: loss_B.
 
-    A candidate that a batch is expected to hold q times stands for 1 / q of itself, so log q is taken off its logit and the
-    sum over columns estimates the sum over the catalogue (Bengio & Senecal 2008; for in-batch negatives Yi et al., RecSys
-    2019).
+    A candidate that a batch is expected to hold q times stands for 1 / q of itself, so log q is taken off its logit
+    and the sum over columns estimates the sum over the catalogue (Bengio & Senecal 2008; for in-batch negatives Yi et
+    al., RecSys 2019).
     """
     logits_BC = inverse_temperature * (anchor_BD @ candidate_CD.T) - log_count_C
     logits_BC = logits_BC.masked_fill(blocked_BC, float("-inf"))

@@ -61,13 +61,16 @@ class Tower(nn.Module):
 
 
 class TaskConditioning(nn.Module):
-    """Turns an entity's vector into the anchor of a task: FiLM by the task's embedding, then the task's own residual block.
+    """Turns an entity's vector into the anchor of a task: FiLM by the task's embedding, then the task's own residual
+    block.
 
-    FiLM (Perez et al., AAAI 2018): scale and shift computed from a task embedding, starting at 1 and 0. The own block makes
+    FiLM (Perez et al., AAAI 2018): scale and shift computed from a task embedding, starting at 1 and 0. The own block
+    makes
     the anchor side directed: what a phone asks for (a case) is not what the phone is.
 
     Args:
-        tasks: names of the tasks. dim: width D. hidden: width of a task's own block. task_dim: width of a task embedding.
+        tasks: names of the tasks. dim: width D. hidden: width of a task's own block. task_dim: width of a task
+            embedding.
     """
 
     def __init__(self, tasks: Sequence[str], *, dim: int, hidden: int, task_dim: int, dropout: float) -> None:

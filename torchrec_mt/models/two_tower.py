@@ -1,7 +1,7 @@
 """The unified two-tower model: Batch -> unit vectors of anchors, candidates and negatives per task.
 
-One tower per entity encodes every distinct entity of the batch once. Candidates of all tasks live in one space (one index
-serves all tasks); the task is on the anchor side alone.
+One tower per entity encodes every distinct entity of the batch once. Candidates of all tasks live in one space (one
+index serves all tasks); the task is on the anchor side alone.
 """
 
 from collections.abc import Mapping

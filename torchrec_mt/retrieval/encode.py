@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
+from torchrec_mt.retrieval.topk import exact_topk
 
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import gather, rank_and_size
 from torchrec_mt.distributed.sharding import pad_rows
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
-from torchrec_mt.retrieval.topk import exact_topk
 
 
 def encode(
@@ -53,7 +53,8 @@ class ModelRanker:
     """Ranks the whole catalogue for anchors of one task by the model's vectors.
 
     Args:
-        anchor_ND: vectors of the anchors in `id_N` (sorted catalogue rows). candidate_ND: vectors of the whole catalogue.
+        anchor_ND: vectors of the anchors in `id_N` (sorted catalogue rows). candidate_ND: vectors of the whole
+            catalogue.
         exclude_self: leave the anchor itself out of its candidates.
     """
 

@@ -4,7 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.distributed.collectives import barrier, on_main
@@ -28,7 +29,7 @@ def save_model(model: DistributedModelParallel, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
     on_main(clear)
-    dcp.save({"model": model.state_dict()}, checkpoint_id=aside)
+    save({"model": model.state_dict()}, checkpoint_id=aside)
     on_main(publish)
     barrier()
 
@@ -42,5 +43,5 @@ def load_model(model: DistributedModelParallel, path: Path) -> None:
     if not (path / ".metadata").is_file():
         raise UserError(f"no model at '{path}': was the run stopped before its first validation? train again")
     state = {"model": model.state_dict()}
-    dcp.load(state, checkpoint_id=path)
+    load(state, checkpoint_id=path)
     model.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""Optimizers: row-wise Adagrad fused into the tables' backward, Adam for everything dense, one learning-rate schedule."""
+"""Optimizers: row-wise Adagrad fused into the tables' backward, Adam for the rest, one learning-rate schedule."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """One training step: forward, gather, losses per task, one backward, one update.
 
-Ranks hold disjoint anchors and share all candidates. With L_r = W * sum over own anchors of w * loss / sum over all anchors of
-w, the mean over ranks is the weighted mean over all anchors, and the mean is what DDP and TorchRec take of gradients.
+Ranks hold disjoint anchors and share all candidates. With L_r = W * sum over own anchors of w * loss / sum over all
+anchors of w, the mean over ranks is the weighted mean over all anchors, and the mean is what DDP and TorchRec take of
+gradients.
 """
 
 from dataclasses import dataclass

@@ -4,9 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torchrec.distributed import DistributedModelParallel
@@ -30,7 +30,8 @@ class TrainerConfig:
         epochs: passes over as many pairs as the training split holds; `steps` overrides it when positive.
         validations: how often to validate in the run (the last step included).
         patience: validations without a new best before stopping; 0 never stops early.
-        metric: validation metric to stop on and keep the best model by: "METRIC" (mean over the tasks) or "TASK/METRIC".
+        metric: validation metric to stop on and keep the best model by: "METRIC" (mean over the tasks) or
+            "TASK/METRIC".
         validation_anchors: anchors per task in a validation, a fixed sample.
         log_every: steps between lines of metrics.jsonl.
     """
@@ -47,12 +48,14 @@ class TrainerConfig:
 Metrics = dict[str, float]
 
 
-@dataclass
-class Progress:
-    """What a caller may show while training runs; called on the main rank."""
+class Progress(Protocol):
+    """What shows training to a person; called on the main rank."""
 
-    step: Callable[[int, int, Metrics], None] = field(default=lambda step, steps, values: None)
-    validation: Callable[[int, Metrics], None] = field(default=lambda step, values: None)
+    def step(self, step: int, steps: int, values: Metrics) -> None:
+        """A logged step."""
+
+    def validation(self, step: int, values: Metrics) -> None:
+        """A validation."""
 
 
 class Trainer:
@@ -81,7 +84,7 @@ class Trainer:
         self._config, self._model, self._optimizers = config, model, optimizers
         self._tasks, self._weights, self._runtime = tasks, weights, runtime
         self._validate, self._log, self._model_path = validate, log, model_path
-        self._progress = progress or Progress()
+        self._progress = progress
 
     def train_step(self, batch: Batch, step: int) -> torch.Tensor:
         """One step. Returns the losses of the batch of all ranks, losses_T, still on the device."""
@@ -128,14 +131,16 @@ class Trainer:
         metrics = {f"loss/{name}": value for name, value in values.items()} | {"pairs_per_second": pairs_per_second}
         if self._runtime.is_main:
             self._log(step, "train", metrics)
-            self._progress.step(step, steps, metrics)
+            if self._progress:
+                self._progress.step(step, steps, metrics)
 
     def _validation(self, step: int, stop: EarlyStop) -> bool:
         metrics: dict[str, Any] = from_main(self._validate())
         value = chosen_metric(self._config.metric, metrics)
         if self._runtime.is_main:
             self._log(step, "valid", metrics | {"chosen": value})
-            self._progress.validation(step, metrics | {"chosen": value})
+            if self._progress:
+                self._progress.validation(step, metrics | {"chosen": value})
         return stop.update(value, step)
 
 

@@ -1,0 +1,84 @@
+"""Config files: merging, overrides, round trip, and what a mistake says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from torchrec_mt.config import check_config, config_to_json, load_config
+from torchrec_mt.errors import UserError
+from torchrec_mt.schema import GroupPairs, TextFeature
+
+LAUNCH = Path("launch")
+DEMO = LAUNCH / "demo.toml"
+
+
+@pytest.mark.parametrize("file", sorted(LAUNCH.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_shipped_config_loads(file: Path) -> None:
+    config = load_config([file])
+    assert config.dataset.tasks
+
+
+def test_a_config_survives_the_run_folder() -> None:
+    config = load_config([DEMO])
+    assert check_config(json.loads(config_to_json(config)), where="run") == config
+
+
+def test_kinds_become_their_classes() -> None:
+    config = load_config([DEMO])
+    assert isinstance(config.dataset.entities["query"].features["text"], TextFeature)
+    assert config.dataset.entities["query"].features["text"].columns == ("text",)
+    pairs = config.dataset.tasks["complement"].pairs
+    assert isinstance(pairs, GroupPairs)
+    assert pairs.direction == "forward"
+
+
+def test_files_merge_left_to_right_and_flags_win(tmp_path: Path) -> None:
+    overlay = tmp_path / "small.toml"
+    overlay.write_text("[trainer]\nsteps = 7\n[reader]\nbatch_size = 64\n")
+    config = load_config([DEMO, overlay], ["reader.batch_size=32", "dataset.name=mine", "trainer.metric='mrr@10'"])
+    assert (config.trainer.steps, config.reader.batch_size) == (7, 32)
+    assert (config.dataset.name, config.trainer.metric) == ("mine", "mrr@10")
+    assert config.trainer.validations == load_config([DEMO]).trainer.validations
+
+
+def test_another_kind_replaces_the_whole_choice() -> None:
+    config = load_config([DEMO], ['dataset.source={kind="files", root="shop"}'])
+    assert config.dataset.source.kind == "files"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.epoch=2", "unknown key 'trainer.epoch'"),
+        ("trainer.epochs=many", "'trainer.epochs' = 'many': input should be a valid number"),
+        ("dataset.split.kind=random", "'dataset.split'"),
+        ("dataset.tasks.search.pairs.ancor=x", "unknown key 'dataset.tasks.search.pairs.ancor'"),
+        ("dataset.entities.query.features.text.kind=image", "'dataset.entities.query.features.text'"),
+        ("runtime.device=tpu", "'runtime.device' = 'tpu'"),
+        ("modell.dim=3", "unknown key 'modell'"),
+        ("reader", "is not of the form KEY=VALUE"),
+    ],
+)
+def test_a_mistake_names_its_key(override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([DEMO], [override])
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+    assert message.count(";") <= 1, message
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config file 'gone.toml'"):
+        load_config(["gone.toml"])
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[trainer\n")
+    with pytest.raises(UserError, match="is not valid TOML"):
+        load_config([broken])
+    with pytest.raises(UserError, match="is a folder"):
+        load_config([tmp_path])
+    empty = tmp_path / "empty.toml"
+    empty.write_text("")
+    with pytest.raises(UserError, match="key 'dataset' is missing"):
+        load_config([empty])

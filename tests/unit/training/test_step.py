@@ -1,0 +1,112 @@
+"""One training step on one rank: one update of the tables, what moves, and equality with plain PyTorch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ranks import run_on_ranks
+from tests.tiny import tiny_schema, write_tiny
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.reader import Reader, ReaderConfig
+from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.models.two_tower import ModelConfig, TwoTower
+from torchrec_mt.training.assemble import build_model, model_spec
+from torchrec_mt.training.job import task_sides
+from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.step import task_losses
+
+MODEL = ModelConfig(dim=16, hidden=24, task_hidden=24)
+OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, warmup_steps=4)
+WEIGHTS = {"find": 1.0, "alike": 0.5, "goes_with": 2.0}
+
+
+def sharded_and_plain(folder: str) -> dict[str, object]:
+    """Five steps of the sharded model with fused optimizer, and of the plain module with Adagrad per row by hand."""
+    dataset, schema = PreparedDataset.open(folder), tiny_schema()
+    here = Runtime(0, 1, torch.device("cpu"))
+    model, _ = build_model(
+        dataset.manifest, schema, MODEL, ShardingConfig(), runtime=here, seed=0, batch_rows=100, table_rate=OPTIM.table_rate
+    )
+    plain = TwoTower(model_spec(dataset.manifest, schema), MODEL, device=here.device)
+    state = {
+        name: value.local_shards()[0].tensor if hasattr(value, "local_shards") else value
+        for name, value in model.state_dict().items()
+    }
+    plain.load_state_dict({name: value.detach().clone() for name, value in state.items()})
+    tables = {name: parameter for name, parameter in plain.named_parameters() if ".embedding_bags." in name}
+    momentum = {name: torch.zeros(len(table)) for name, table in tables.items()}
+    dense = torch.optim.Adam([p for name, p in plain.named_parameters() if name not in tables], lr=OPTIM.dense_rate)
+    optimizers = Optimizers(OPTIM, model, 5)
+    batches = iter(Reader(ReaderConfig(batch_size=30, uniform_negatives=8), dataset, schema, seed=0, rank=0, world_size=1))
+    losses = []
+    for step in range(5):
+        batch = next(batches)
+        optimizers.set_rate(step)
+        optimizers.zero_grad()
+        fast = task_losses(model(batch), batch, task_sides(schema))
+        sum(WEIGHTS[name] * loss for name, loss in fast.items()).backward()  # type: ignore[union-attr]
+        optimizers.step()
+
+        rate = min(1.0, (step + 1) / 4)
+        dense.param_groups[0]["lr"] = OPTIM.dense_rate * rate
+        plain.zero_grad()
+        slow = task_losses(plain(batch), batch, task_sides(schema))
+        sum(WEIGHTS[name] * loss for name, loss in slow.items()).backward()  # type: ignore[union-attr]
+        dense.step()
+        with torch.no_grad():
+            for name, table in tables.items():
+                assert table.grad is not None
+                momentum[name] += table.grad.square().mean(dim=1)
+                scale = momentum[name].sqrt() + 1e-8
+                table -= OPTIM.table_rate * rate * table.grad / scale[:, None]
+        losses.append([[fast[name].item(), slow[name].item()] for name in fast])
+    drift = {
+        name: (state[name] - value).abs().max().item()  # `state` shares memory with the sharded tables
+        for name, value in plain.state_dict().items()
+    }
+    return {"losses": losses, "drift": drift}
+
+
+def test_fused_training_equals_plain_pytorch(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "data")
+    [result] = run_on_ranks(1, sharded_and_plain, str(tmp_path / "data"))
+    losses = np.array(result["losses"])
+    np.testing.assert_allclose(losses[:, :, 0], losses[:, :, 1], rtol=1e-5)
+    assert max(result["drift"].values()) < 1e-5, result["drift"]
+
+
+def test_rate_zero_leaves_tables_alone_and_the_schedule_reaches_them(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "data")
+    [moved] = run_on_ranks(1, moved_by_rates, str(tmp_path / "data"))
+    assert moved[0] == 0.0
+    assert moved[2] == pytest.approx(moved[1] / 2, rel=1e-3)
+
+
+def moved_by_rates(folder: str) -> list[float]:
+    """How far the first step moves the tables at rate factors 0, 1 and 1/2 (Adagrad's first step is sign times rate)."""
+    dataset, schema = PreparedDataset.open(folder), tiny_schema()
+    moved = []
+    for factor in (0.0, 1.0, 0.5):
+        model, _ = build_model(
+            dataset.manifest,
+            schema,
+            MODEL,
+            ShardingConfig(),
+            runtime=Runtime(0, 1, torch.device("cpu")),
+            seed=0,
+            batch_rows=100,
+            table_rate=0.1,
+        )
+        optimizers = Optimizers(OptimConfig(table_rate=0.1 * factor, warmup_steps=1), model, 5)
+        shards = [v.local_shards()[0].tensor for v in model.state_dict().values() if hasattr(v, "local_shards")]
+        before = [shard.clone() for shard in shards]
+        reader = Reader(ReaderConfig(batch_size=30, prefetch=0), dataset, schema, seed=0, rank=0, world_size=1)
+        batch = next(iter(reader))
+        optimizers.set_rate(0)
+        loss = task_losses(model(batch), batch, task_sides(schema))
+        torch.stack(list(loss.values())).sum().backward()
+        moved.append(sum((a - b).abs().sum().item() for a, b in zip(before, shards, strict=True)))
+    return moved

@@ -1,0 +1,1 @@
+"""Exact retrieval over the whole catalogue, and how good it is."""

@@ -1,0 +1,166 @@
+"""The evaluator: systems x tasks -> metrics over the whole catalogue, whole and by slice. Reads only a prepared dataset."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from torchrec_mt.data.dataset import PreparedDataset, Split
+from torchrec_mt.retrieval.baselines import Ranker, bm25, co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
+
+Baseline = Literal["popularity", "bm25", "co_occurrence", "oracle"]
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to judge on.
+
+    Args:
+        split: test, or valid while tuning. max_anchors: at most so many anchors per task, a fixed sample; 0 takes all.
+        baselines: what to compare with; "oracle" is the ceiling.
+    """
+
+    split: Literal["valid", "test"] = "test"
+    max_anchors: int = 0
+    baselines: tuple[Baseline, ...] = ("popularity", "bm25", "co_occurrence", "oracle")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Metrics of each system on one slice of a task's pairs."""
+
+    num_anchors: int
+    systems: Scores
+
+
+@dataclass(frozen=True)
+class TaskResult(Slice):
+    """Metrics of each system on one task, and by slice: "cold" candidates (never seen in training) and "warm" ones."""
+
+    slices: dict[str, Slice]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of all tasks."""
+
+    tasks: dict[str, TaskResult]
+
+    def to_json(self) -> dict[str, object]:
+        """The stable form of `evaluation/metrics.json`."""
+        return {
+            "tasks": {
+                name: {
+                    "num_anchors": task.num_anchors,
+                    "systems": task.systems,
+                    "slices": {
+                        key: {"num_anchors": part.num_anchors, "systems": part.systems}
+                        for key, part in task.slices.items()
+                    },
+                }
+                for name, task in self.tasks.items()
+            }
+        }
+
+
+def split_anchors(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> np.ndarray:
+    """The anchors that a task is judged on, ascending: all of the split, or a fixed sample of them."""
+    anchors = np.unique(dataset.pairs(task, config.split)["anchor"])
+    if 0 < config.max_anchors < len(anchors):
+        anchors = np.sort(np.random.default_rng(0).choice(anchors, config.max_anchors, replace=False))
+    return anchors
+
+
+def baseline_rankers(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> dict[str, Ranker]:
+    """The baselines that the config asks for and the task allows."""
+    rankers: dict[str, Ranker] = {}
+    for name in config.baselines:
+        match name:
+            case "popularity":
+                ranker: Ranker | None = popularity(dataset, task)
+            case "co_occurrence":
+                ranker = co_occurrence(dataset, task)
+            case "bm25":
+                ranker = bm25(dataset, task)
+            case "oracle":
+                ranker = oracle(dataset, task, config.split)
+        if ranker is not None:
+            rankers[name] = ranker
+    return rankers
+
+
+def _relevant(anchor_B: np.ndarray, pairs: Mapping[str, np.ndarray], keep: np.ndarray) -> Relevant:
+    """Kept pairs of the given anchors (ascending)."""
+    position = np.searchsorted(anchor_B, pairs["anchor"])
+    known = keep & (anchor_B[np.minimum(position, len(anchor_B) - 1)] == pairs["anchor"])
+    owner, items, gains = position[known], pairs["candidate"][known], pairs["grade"][known]
+    order = np.lexsort((items, owner))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(anchor_B)))])
+    return Relevant(offsets, items[order], gains[order].astype(np.float64))
+
+
+def evaluate_task(
+    dataset: PreparedDataset,
+    task: str,
+    split: Split,
+    rankers: Mapping[str, Ranker],
+    config: EvaluateConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    chunk: int = 2048,
+) -> TaskResult:
+    """Judges every ranker on one task.
+
+    Args:
+        progress: told done and total of (systems x anchors). chunk: anchors ranked at a time.
+    """
+    anchor_B, pairs = split_anchors(dataset, task, config), dataset.pairs(task, split)
+    cold = dataset.train_counts(dataset.manifest.tasks[task].candidate)[pairs["candidate"]] == 0
+    slices = {"all": np.ones(len(cold), bool), "cold": cold, "warm": ~cold}
+    relevant = {name: _relevant(anchor_B, pairs, keep) for name, keep in slices.items()}
+    scores: dict[str, Scores] = {name: {} for name in slices}
+    for number, (system, ranker) in enumerate(rankers.items()):
+        parts = []
+        for start in range(0, len(anchor_B), chunk):
+            parts.append(ranker(anchor_B[start : start + chunk], DEPTH))
+            if progress:
+                progress(number * len(anchor_B) + min(start + chunk, len(anchor_B)), len(rankers) * len(anchor_B))
+        ranked_BK = np.concatenate(parts) if parts else np.zeros((0, DEPTH), np.int64)
+        for name in slices:
+            scores[name][system] = _means(ranked_BK, relevant[name])
+    counts = {name: int((np.diff(relevant[name].offsets) > 0).sum()) for name in slices}
+    return TaskResult(
+        num_anchors=counts["all"],
+        systems=scores["all"],
+        slices={name: Slice(counts[name], scores[name]) for name in ("cold", "warm")},
+    )
+
+
+def _means(ranked_BK: np.ndarray, relevant: Relevant) -> dict[str, float]:
+    """Means over the anchors that have something relevant; 0 where none has."""
+    judged = np.diff(relevant.offsets) > 0
+    values = ranking_metrics(ranked_BK, relevant)
+    return {name: float(values[name][judged].mean()) if judged.any() else 0.0 for name in METRICS}
+
+
+def evaluate_tasks(
+    dataset: PreparedDataset,
+    rankers: Mapping[str, Mapping[str, Ranker]],
+    config: EvaluateConfig,
+    *,
+    tasks: Sequence[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Evaluation:
+    """Judges every task's rankers."""
+    results = {}
+    for name in tasks or rankers:
+
+        def told(done: int, total: int, name: str = name) -> None:
+            if progress:
+                progress(name, done, total)
+
+        results[name] = evaluate_task(dataset, name, config.split, rankers[name], config, progress=told)
+    return Evaluation(results)

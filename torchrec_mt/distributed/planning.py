@@ -17,7 +17,6 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 
-from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError
 
 ShardingKind = Literal["auto", "table_wise", "row_wise"]
@@ -77,7 +76,6 @@ def make_plan(
         for table, factors in pooling_factors.items()
         for kind in [config.tables.get(table, config.default)]
     }
-    quiet_dependencies()
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=dist.get_world_size(), compute_device=device_type),
         batch_size=batch_size,

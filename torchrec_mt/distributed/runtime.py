@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError
 
 
@@ -76,6 +77,7 @@ def runtime(config: RuntimeConfig) -> Iterator[Runtime]:
     Raises:
         UserError: a device that is not there.
     """
+    quiet_dependencies()
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 _ORDER = ("popularity", "bm25", "co_occurrence", "model", "oracle")
@@ -10,12 +11,20 @@ _COLUMNS = {"recall@10": "Recall@10", "recall@100": "Recall@100", "ndcg@10": "ND
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """Per task and system the metrics, the best of all but the oracle in bold, and the share of the oracle's Recall@100."""
-    table = Table(title="test split, whole catalogue", title_justify="left", title_style="bold", header_style="dim")
-    table.add_column("task")
-    table.add_column("system")
+    """Metrics per task and system, the best of all but the oracle in bold, and the share of the oracle's Recall@100."""
+    title = "test split, ranked over the whole catalogue"
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("task, system", no_wrap=True)
     for name in (*_COLUMNS.values(), "of oracle"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for task, result in evaluation["tasks"].items():
         _add_task(table, task, result)
     return table
@@ -26,13 +35,12 @@ def _add_task(table: Table, task: str, result: Mapping[str, Any]) -> None:
     rivals = [name for name in systems if name != "oracle"]
     best = {metric: max((systems[name][metric] for name in rivals), default=0.0) for metric in _COLUMNS}
     ceiling = systems.get("oracle", {}).get("recall@100", 0.0)
+    table.add_row(f"[bold]{task}[/] [dim]{result['num_anchors']:,} anchors[/]")
     names = [name for name in _ORDER if name in systems]
-    for number, name in enumerate(names):
+    for name in names:
         cells = []
         for metric in _COLUMNS:
             value = systems[name][metric]
             cells.append(f"[bold]{value:.4f}[/]" if name != "oracle" and value == best[metric] else f"{value:.4f}")
         share = f"{systems[name]['recall@100'] / ceiling:.0%}" if ceiling else "-"
-        head = (f"[bold]{task}[/]", f"[dim]{result['num_anchors']:,} anchors[/]")
-        first = head[number] if number < 2 else ""
-        table.add_row(first, name, *cells, share, end_section=number == len(names) - 1)
+        table.add_row(f"  {name}", *cells, share, end_section=name == names[-1])

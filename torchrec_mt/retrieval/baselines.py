@@ -4,9 +4,11 @@ A ranker takes anchor rows and k and returns ranked rows_BK, best first, -1 padd
 the same entity, rankers leave the anchor itself out.
 """
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -89,15 +91,14 @@ def entity_texts(dataset: PreparedDataset, entity: str) -> list[str] | None:
             parts.append(pc.fill_null(pq.read_table(dataset.entity_path(entity), columns=[f"{name}__text"])[0], ""))
         elif feature.kind in ("category", "categories") and feature.table is not None:
             parts.append(_category_texts(dataset, entity, name, feature.table))
-    return pc.binary_join_element_wise(*[pc.cast(p, "large_string") for p in parts], " ").to_pylist()
+    texts = [pc.cast(part, pa.large_string()) for part in parts]
+    return pc.binary_join_element_wise(*texts, pa.scalar(" ", pa.large_string())).to_pylist()
 
 
-def _category_texts(dataset: PreparedDataset, entity: str, feature: str, table: str):  # type: ignore[no-untyped-def]
+def _category_texts(dataset: PreparedDataset, entity: str, feature: str, table: str) -> pa.Array:
     vocabulary = pq.read_table(dataset.vocabulary_path(table), columns=["value", "row"])
     values = np.full(dataset.manifest.tables[table], "", dtype=object)
     values[vocabulary["row"].to_numpy()] = vocabulary["value"].to_numpy(zero_copy_only=False)
-    import pyarrow as pa
-
     rows = pq.read_table(dataset.entity_path(entity), columns=[feature])[feature].combine_chunks()
     lists = pa.ListArray.from_arrays(rows.offsets, pa.array(values[rows.values.to_numpy()], pa.string()))
     return pc.binary_join(lists, " ")
@@ -112,6 +113,7 @@ def bm25(dataset: PreparedDataset, task: str) -> Ranker | None:
     anchor_texts, candidate_texts = entity_texts(dataset, info.anchor), entity_texts(dataset, info.candidate)
     if anchor_texts is None or candidate_texts is None:
         return None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # the package sets DEBUG for itself
     stemmer = Stemmer.Stemmer("english")
     index = bm25s.BM25()
     index.index(bm25s.tokenize(candidate_texts, stemmer=stemmer, show_progress=False), show_progress=False)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
-from torchrec_mt.retrieval.topk import exact_topk
 
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import gather, rank_and_size
 from torchrec_mt.distributed.sharding import pad_rows
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
+from torchrec_mt.retrieval.topk import exact_topk
 
 
 def encode(

@@ -1,4 +1,4 @@
-"""The evaluator: systems x tasks -> metrics over the whole catalogue, whole and by slice. Reads only a prepared dataset."""
+"""The evaluator: systems x tasks -> metrics over the whole catalogue, by slice too. Reads only a prepared dataset."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -10,6 +13,14 @@ from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.distributed.collectives import barrier, on_main
 from torchrec_mt.errors import UserError
+
+
+@contextmanager
+def _sharded_tensors() -> Iterator[None]:
+    """TorchRec 1.8 keeps tables as ShardedTensor, which torch 2.13 calls deprecated at every touch."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+        yield
 
 
 def save_model(model: DistributedModelParallel, path: Path) -> None:
@@ -29,7 +40,8 @@ def save_model(model: DistributedModelParallel, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
     on_main(clear)
-    save({"model": model.state_dict()}, checkpoint_id=aside)
+    with _sharded_tensors():
+        save({"model": model.state_dict()}, checkpoint_id=aside)
     on_main(publish)
     barrier()
 
@@ -43,5 +55,6 @@ def load_model(model: DistributedModelParallel, path: Path) -> None:
     if not (path / ".metadata").is_file():
         raise UserError(f"no model at '{path}': was the run stopped before its first validation? train again")
     state = {"model": model.state_dict()}
-    load(state, checkpoint_id=path)
+    with _sharded_tensors():
+        load(state, checkpoint_id=path)
     model.load_state_dict(state["model"])

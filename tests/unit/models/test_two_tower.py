@@ -1,7 +1,5 @@
 """The model on one CPU without sharding: shapes, units, what an untrained model knows, and what is directed."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -58,7 +56,10 @@ def test_pairs_and_whole_entities_are_encoded_alike(dataset: PreparedDataset, ba
     clean = Collator(dataset).entities("product", ids)
     anchors = model(clean, {"goes_with": "product"}).anchor["goes_with"]
     one_by_one = torch.cat(
-        [model(Collator(dataset).entities("product", ids[i : i + 1]), {"goes_with": "product"}).anchor["goes_with"] for i in range(3)]
+        [
+            model(Collator(dataset).entities("product", ids[i : i + 1]), {"goes_with": "product"}).anchor["goes_with"]
+            for i in range(3)
+        ]
     )
     torch.testing.assert_close(anchors[:3], one_by_one)
 
@@ -76,7 +77,9 @@ def test_an_untrained_model_already_scores_by_shared_tokens(dataset: PreparedDat
 def test_only_the_anchor_side_knows_the_task(dataset: PreparedDataset) -> None:
     model = make_model(dataset).eval()
     before = model(Collator(dataset).entities("product", np.arange(5)), {"alike": "product", "goes_with": "product"})
-    torch.testing.assert_close(before.anchor["alike"], before.anchor["goes_with"])  # conditioning starts at the identity
+    torch.testing.assert_close(
+        before.anchor["alike"], before.anchor["goes_with"]
+    )  # conditioning starts at the identity
     with torch.no_grad():
         model.conditioning.own["goes_with"].down.weight.normal_()
     after = model(Collator(dataset).entities("product", np.arange(5)), {"alike": "product", "goes_with": "product"})

@@ -28,7 +28,14 @@ def sharded_and_plain(folder: str) -> dict[str, object]:
     dataset, schema = PreparedDataset.open(folder), tiny_schema()
     here = Runtime(0, 1, torch.device("cpu"))
     model, _ = build_model(
-        dataset.manifest, schema, MODEL, ShardingConfig(), runtime=here, seed=0, batch_rows=100, table_rate=OPTIM.table_rate
+        dataset.manifest,
+        schema,
+        MODEL,
+        ShardingConfig(),
+        runtime=here,
+        seed=0,
+        batch_rows=100,
+        table_rate=OPTIM.table_rate,
     )
     plain = TwoTower(model_spec(dataset.manifest, schema), MODEL, device=here.device)
     state = {
@@ -40,7 +47,9 @@ def sharded_and_plain(folder: str) -> dict[str, object]:
     momentum = {name: torch.zeros(len(table)) for name, table in tables.items()}
     dense = torch.optim.Adam([p for name, p in plain.named_parameters() if name not in tables], lr=OPTIM.dense_rate)
     optimizers = Optimizers(OPTIM, model, 5)
-    batches = iter(Reader(ReaderConfig(batch_size=30, uniform_negatives=8), dataset, schema, seed=0, rank=0, world_size=1))
+    batches = iter(
+        Reader(ReaderConfig(batch_size=30, uniform_negatives=8), dataset, schema, seed=0, rank=0, world_size=1)
+    )
     losses = []
     for step in range(5):
         batch = next(batches)

@@ -18,7 +18,7 @@ from torchrec_mt.data.sources.shop_words import Vocabulary, join_words, maybe, p
 
 LEAVES_PER_GROUP, GROUPS_PER_ROOT = 5, 3
 LONGEST_ON_SALE = timedelta(days=1000)
-_ACCESSORY_SHARES = np.array([0.5, 0.3, 0.2])
+_ACCESSORY_SHARES = np.array([0.6, 0.25, 0.15])
 _US = timedelta(microseconds=1)
 
 
@@ -104,8 +104,9 @@ def _popularity(rng: np.random.Generator, cluster_N: np.ndarray, clusters: int, 
 
 def _accessories(rng: np.random.Generator, leaves: int) -> tuple[np.ndarray, np.ndarray]:
     # Leaves stand on a circle in random order; accessories stand less than half a circle ahead, so never both ways.
+    # All leaves take the same steps, so that none is everybody's accessory (popularity alone would find those).
     circle = rng.permutation(leaves)
-    steps = 1 + np.argsort(rng.random((leaves, (leaves - 1) // 2)), axis=1)[:, :3]
+    steps = 1 + rng.permutation((leaves - 1) // 2)[:3]
     accessory = np.empty((leaves, 3), dtype=np.int64)
     accessory[circle] = circle[(np.arange(leaves)[:, None] + steps) % leaves]
     share = np.tile(_ACCESSORY_SHARES, (leaves, 1))

@@ -24,16 +24,16 @@ class SyntheticShop:
         products, queries, events: how many of each; events are rows of views, baskets and clicks together (about).
         cold_share: share of products launched only when the test period begins.
         days: days of events. test_share: the last share of them is the test period.
-        leaves: leaf categories; none means one per 330 products. styles, brands_per_leaf: per leaf category.
+        leaves: leaf categories; none means one per 330 products. styles, brands_per_leaf: of each leaf.
         view_share, basket_share: shares of the event rows; the rest are clicks.
-        popularity_exponent: Zipf exponent of products within their cluster, and of queries.
+        popularity_exponent, query_exponent: Zipf exponents of products within their cluster, and of queries.
         view_noise, basket_noise, click_noise: share of choices that ignore the intent and follow popularity alone.
         style_shown: share of product titles that tell their style.
         synonym_share: share of query words that no title uses. typo_share: misspelt or cut-off query words.
         truth_depth: candidates kept per anchor in the truth tables.
     """
 
-    kind: Literal["synthetic_shop"] = "synthetic_shop"
+    kind: Literal["synthetic_shop"]
     seed: int = 0
     products: int = 20_000
     queries: int = 5_000
@@ -42,14 +42,15 @@ class SyntheticShop:
     days: int = 90
     test_share: float = 0.1
     leaves: int | None = None
-    styles: int = 6
+    styles: int = 8
     brands_per_leaf: int = 8
-    view_share: float = 0.45
-    basket_share: float = 0.25
-    popularity_exponent: float = 0.9
+    view_share: float = 0.35
+    basket_share: float = 0.4
+    popularity_exponent: float = 1.0
+    query_exponent: float = 0.9
     view_noise: float = 0.05
-    basket_noise: float = 0.1
-    click_noise: float = 0.1
+    basket_noise: float = 0.05
+    click_noise: float = 0.08
     style_shown: float = 0.85
     synonym_share: float = 0.35
     typo_share: float = 0.1
@@ -104,8 +105,9 @@ def check_synthetic_shop(config: SyntheticShop) -> None:
             raise _bad(key, getattr(config, key), "give a share from 0 to 1")
     if not 0.01 <= config.test_share <= 0.5:
         raise _bad("test_share", config.test_share, "give a share from 0.01 to 0.5")
-    if not 0 <= config.popularity_exponent <= 3:
-        raise _bad("popularity_exponent", config.popularity_exponent, "give a number from 0 to 3")
+    for key in ("popularity_exponent", "query_exponent"):
+        if not 0 <= getattr(config, key) <= 3:
+            raise _bad(key, getattr(config, key), "give a number from 0 to 3")
     if config.view_share + config.basket_share >= 1:
         raise _bad(
             "view_share",
@@ -128,4 +130,4 @@ def check_synthetic_shop(config: SyntheticShop) -> None:
 
 
 def _bad(key: str, value: object, remedy: str) -> UserError:
-    return UserError(f"synthetic_shop: {key} = {value!r} does not work: {remedy}")
+    return UserError(f"dataset.source.{key} = {value!r} makes no synthetic shop: {remedy}")

@@ -34,7 +34,7 @@ def make_queries(
     model = warm.draw(rng, np.full(count, warm.everything))
     level = rng.choice(_LEVELS, size=count, p=_LEVEL_SHARES)
     leaf, style, slot = catalogue.leaf_N[model], catalogue.style_N[model], catalogue.slot_N[model]
-    weight = (rng.permutation(count) + 1.0) ** -config.popularity_exponent
+    weight = (rng.permutation(count) + 1.0) ** -config.query_exponent
     styled, branded = np.isin(level, (CLUSTER, CLUSTER_BRAND)), np.isin(level, (LEAF_BRAND, CLUSTER_BRAND))
     slots = [
         np.where(branded, words.brand_words[catalogue.brand_LS[leaf, slot]], -1),

@@ -13,8 +13,8 @@
 Planted are: leaf categories with styles, where a leaf's products of one style are substitutes (viewed together);
 directed accessories (a leaf's products are bought with accessories of the same style, never the other way round);
 queries that want a leaf, style or brand and say so in words, some of which no title uses; Zipf popularity in
-everything; products launched only when the test period begins; noise. Every choice is a segment first and a product in it
-by popularity (shop_choice), so the best ranking is known exactly (shop_truth).
+everything; products launched only when the test period begins; noise. Every choice is a segment first and a product in
+it by popularity (shop_choice), so the best ranking is known exactly (shop_truth).
 """
 
 import json

@@ -12,6 +12,7 @@ from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.table import evaluation_table
 from torchrec_mt.reporting.terminal import console, progress_bar
+from torchrec_mt.retrieval.baselines import Ranker
 from torchrec_mt.retrieval.encode import model_rankers
 from torchrec_mt.retrieval.evaluator import Evaluation, baseline_rankers, evaluate_tasks
 from torchrec_mt.runs import RunFolder, write_atomic
@@ -46,7 +47,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
         models = model_rankers(model, Collator(dataset), dataset, tasks, config.evaluate, here.device, progress=show)
 
         def judge() -> Evaluation:
-            rankers = {
+            rankers: dict[str, dict[str, Ranker]] = {
                 name: {"model": models[name], **baseline_rankers(dataset, name, config.evaluate)} for name in tasks
             }
             evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show)

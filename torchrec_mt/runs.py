@@ -68,15 +68,17 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path) -> "RunFolder":
-        """A fresh run folder: made aside by `start`, so that an earlier run is replaced only by one that started.
+    def create(cls, path: str | Path, *, overwrite: bool = False) -> "RunFolder":
+        """A place for a new run; nothing is written before `start`.
 
         Raises:
-            UserError: the path holds something that is no run.
+            UserError: the path holds something that is no run; or a run, and it is not to be overwritten.
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / MARK).exists())):
             raise UserError(f"'{path}' exists and is no run folder of ours: give another --run, or move it away")
+        if (path / MARK).exists() and not overwrite:
+            raise UserError(f"'{path}' holds an earlier run: give another --run, or --overwrite to replace it")
         return cls(path)
 
     @classmethod

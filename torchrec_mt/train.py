@@ -25,16 +25,19 @@ def build_parser() -> argparse.ArgumentParser:
         prog="torchrec-mt train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument("--run", help="the run folder to write (an earlier run there is replaced); default runs/NAME")
+    parser.add_argument("--run", help="the run folder to write; default runs/NAME")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     return parser
 
 
-def train_run(config: RunConfig, run_path: str, *, show: bool = True) -> dict[str, object] | None:
+def train_run(
+    config: RunConfig, run_path: str, *, overwrite: bool = False, show: bool = True
+) -> dict[str, object] | None:
     """Trains into a run folder. Returns the outcome (best step and metric, steps, path), on the main rank."""
     with runtime(config.runtime) as here:
         dataset = PreparedDataset.open(config.dataset.path)
-        run = on_main(lambda: RunFolder.create(run_path))
+        run = on_main(lambda: RunFolder.create(run_path, overwrite=overwrite))
         with TrainingProgress(enabled=show and here.is_main) as progress:
             outcome = train(
                 run,
@@ -58,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    outcome = train_run(config, arguments.run or f"runs/{config.dataset.name}", show=not arguments.json)
+    run_path = arguments.run or f"runs/{config.dataset.name}"
+    outcome = train_run(config, run_path, overwrite=arguments.overwrite, show=not arguments.json)
     if outcome is not None and arguments.json:
         print(json.dumps(outcome))
     elif outcome is not None:

@@ -26,11 +26,13 @@ def test_a_folder_that_is_no_run_is_refused_untouched(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_starting_again_replaces_an_earlier_run(tmp_path: Path) -> None:
+def test_an_earlier_run_is_replaced_only_on_request(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     run.start('{"a": 1}')
     (run.path / "model").mkdir()
-    again = RunFolder.create(tmp_path / "run")
+    with pytest.raises(UserError, match="holds an earlier run: give another --run, or --overwrite"):
+        RunFolder.create(tmp_path / "run")
+    again = RunFolder.create(tmp_path / "run", overwrite=True)
     assert again.config_json() == {"a": 1}
     again.start('{"a": 2}')
     assert not (run.path / "model").exists()

@@ -95,7 +95,7 @@ def test_rate_zero_leaves_tables_alone_and_the_schedule_reaches_them(tmp_path: P
 
 
 def moved_by_rates(folder: str) -> list[float]:
-    """How far the first step moves the tables at rate factors 0, 1 and 1/2 (Adagrad's first step is sign times rate)."""
+    """How far the first step moves the tables at rates of 0, 1 and 1/2 (Adagrad's first step is sign times rate)."""
     dataset, schema = PreparedDataset.open(folder), tiny_schema()
     moved = []
     for factor in (0.0, 1.0, 0.5):

@@ -1,4 +1,4 @@
-"""Where raw tables come from: plain files, public data sets, and a synthetic shop. Each ends as a folder of raw tables."""
+"""Where raw tables come from: plain files, public data sets, a synthetic shop. Each ends as a folder of raw tables."""
 
 import json
 from dataclasses import asdict

@@ -1,0 +1,93 @@
+"""prepare -> train -> evaluate on the debug shop: what it leaves, that it repeats bit by bit, and its golden losses."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from torchrec_mt.evaluate import main as evaluate
+from torchrec_mt.train import main as train
+
+GOLDEN = Path("tests/golden/debug_losses.json")
+TASKS = {"search", "similar", "complement"}
+METRICS = {"recall@10", "recall@100", "ndcg@10", "mrr@10"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shared_root(tmp_path_factory)
+    prepared_debug_shop(folder)
+    return folder
+
+
+def arguments(root: Path, *overrides: str) -> list[str]:
+    return [*FILES, *(f"--set={override}" for override in [*debug_overrides(root), *overrides])]
+
+
+def losses(run: Path) -> list[list[str]]:
+    """The logged losses as hexadecimal floats: every bit."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[float.hex(line[f"loss/{task}"]) for task in sorted(TASKS)] for line in lines if line["kind"] == "train"]
+
+
+def processor() -> str:
+    """What the last bits depend on: the processor's kind and instruction set."""
+    import torch
+
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+
+
+def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train([*arguments(root), "--run", str(run), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["steps"] == 60
+    assert evaluate([str(run), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    saved = json.loads((run / "evaluation/metrics.json").read_text())
+    assert printed == saved
+    assert set(saved["tasks"]) == TASKS
+    for task in saved["tasks"].values():
+        assert set(task["systems"]) == {"model", "popularity", "bm25", "co_occurrence", "oracle"}
+        assert all(set(scores) == METRICS for scores in task["systems"].values())
+        assert task["systems"]["model"]["recall@100"] > task["systems"]["popularity"]["recall@100"]
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "model"} <= names
+    assert {path.name for path in (run / "model").iterdir()} == {"best", "last"}
+    plan = json.loads((run / "plan.json").read_text())
+    assert {key.rpartition(".")[2] for key in plan} == {"tokens", "product_id", "category", "brand"}
+
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    found = losses(run)
+    again = tmp_path / "again"
+    assert train([*arguments(root, "trainer.validations=1"), "--run", str(again)]) == 0
+    assert losses(again)[: len(found)] == found[: len(losses(again))], "same seed, other bits"
+    return_golden(golden, found)
+
+
+def return_golden(golden: dict, found: list[list[str]]) -> None:
+    """Bit by bit on the kind of processor that the file was made on; elsewhere the last bits may differ."""
+    if golden.get("processor") == processor():
+        assert found == golden["losses"]
+    else:
+        numbers = [[float.fromhex(value) for value in row] for row in found]
+        expected = [[float.fromhex(value) for value in row] for row in golden["losses"]]
+        for row, wanted in zip(numbers, expected, strict=True):
+            assert row == pytest.approx(wanted, rel=1e-3)
+
+
+def test_two_processes_under_torchrun(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "torchrec_mt.train", *arguments(root, "trainer.steps=12"), "--run", str(run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["steps"] == 12
+    # One process reads what two wrote.
+    assert evaluate([str(run), "--json"]) == 0
+    saved = json.loads((run / "evaluation/metrics.json").read_text())
+    assert saved["tasks"]["search"]["systems"]["model"]["recall@100"] > 0

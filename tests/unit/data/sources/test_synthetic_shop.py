@@ -38,7 +38,9 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def noiseless(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     path = tmp_path_factory.mktemp("noiseless")
-    write_synthetic_shop(replace(TINY, view_noise=0.0, basket_noise=0.0, click_noise=0.0, style_shown=1.0), path)
+    write_synthetic_shop(
+        replace(TINY, events=20_000, view_noise=0.0, basket_noise=0.0, click_noise=0.0, style_shown=1.0), path
+    )
     return read(path)
 
 
@@ -70,7 +72,7 @@ def test_a_whole_shop_is_not_written_again_and_a_half_one_is(tmp_path: Path) -> 
 
 def test_somebody_elses_tables_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "views.parquet").write_bytes(b"mine")
-    with pytest.raises(UserError, match="holds views.parquet but no shop.json"):
+    with pytest.raises(UserError, match=r"holds views\.parquet but no shop\.json"):
         write_synthetic_shop(TINY, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["views.parquet"]
 
@@ -181,7 +183,7 @@ def test_without_noise_a_session_stays_in_one_leaf(noiseless: dict[str, pd.DataF
 
 
 def clusters(tables: dict[str, pd.DataFrame]) -> pd.Series:
-    """Leaf and style of each product, found from titles: a style is a set of words seen in titles of several leaves."""
+    """The cluster of each product, found as the products that sessions link (name of one of them)."""
     views = tables["views"].merge(tables["views"], on="session_id")
     parent = {product: product for product in tables["products"].product_id}
 

@@ -30,7 +30,7 @@ install: $(STAMP) ## make .venv with the pinned CPU set, the tools and this pack
 demo: $(STAMP) ## prepare, train and evaluate on the synthetic shop; leaves runs/demo
 	@echo "demo: prepare, train, evaluate (launch/demo.toml)"
 	@$(BIN)/torchrec-mt prepare launch/demo.toml
-	@$(BIN)/torchrec-mt train launch/demo.toml --run runs/demo --overwrite
+	@$(BIN)/torchrec-mt train launch/demo.toml --output runs/demo --overwrite
 	@$(BIN)/torchrec-mt evaluate runs/demo
 
 lint: $(STAMP) ## ruff, mypy, import-linter

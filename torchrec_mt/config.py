@@ -139,34 +139,65 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
-    """One line per mistake with its dotted key; of the members of a union, the one that the data means."""
+    """One line per mistake with its dotted key; of the members of a union, only the one that the data means."""
+    items = [(_Place.of(item["loc"], raw), item) for item in error.errors(include_url=False)]
     lines: list[str] = []
-    for item in error.errors(include_url=False, include_context=False):
-        path: list[str] = []
-        value: Any = raw
-        meant = True
-        for part in item["loc"]:
-            chosen = _KINDS.get(str(part)) if not (isinstance(value, dict) and part in value) else None
-            if chosen is not None:
-                # The part names a member of a union: does the data's `kind` mean it?
-                kind = value.get("kind") if isinstance(value, dict) else None
-                meant = meant and (kind == chosen or kind not in _KINDS.values())
+    for place, item in items:
+        if place.union is not None and not place.meant:
+            rivals = [other for other, _ in items if other.union == place.union]
+            if any(other.meant for other in rivals):
                 continue
-            path.append(str(part))
-            value = value.get(part) if isinstance(value, dict) else None
-        key = ".".join(path)
-        if not meant:
-            continue
-        match item["type"]:
-            case "unexpected_keyword_argument":
-                line = f"unknown key '{key}'"
-            case "missing":
-                line = f"key '{key}' is missing"
-            case _:
-                line = f"'{key}' = {item['input']!r}: {item['msg'].lower()}"
+            kinds = ", ".join(dict.fromkeys(repr(other.kind) for other in rivals))
+            given = (
+                f"'{place.union}.kind' = {place.given!r}" if place.given is not None else f"'{place.union}' has no kind"
+            )
+            line = f"{given}: choose one of {kinds}"
+        else:
+            match item["type"]:
+                case "unexpected_keyword_argument":
+                    line = f"unknown key '{place.key}'"
+                case "missing":
+                    line = f"key '{place.key}' is missing"
+                case _:
+                    line = f"'{place.key}' = {item['input']!r}: {item['msg'].lower()}"
         if line not in lines:
             lines.append(line)
-    return lines or [str(error)]
+    return lines
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an error lies: its dotted key, and the innermost choice on the way there.
+
+    Args:
+        union: dotted key of the choice, None if there is none. kind: the member that pydantic tried there.
+        given: the `kind` that the data names there.
+    """
+
+    key: str
+    union: str | None = None
+    kind: str | None = None
+    given: Any = None
+
+    @property
+    def meant(self) -> bool:
+        return self.kind == self.given
+
+    @classmethod
+    def of(cls, loc: tuple[int | str, ...], raw: dict[str, Any]) -> "_Place":
+        """Reads pydantic's location, whose parts are keys of the data and, inside a union, names of classes."""
+        path: list[str] = []
+        value: Any = raw
+        choice: tuple[str | None, str | None, Any] = (None, None, None)
+        for part in map(str, loc):
+            tried = _KINDS.get(part)
+            if tried is not None and not (isinstance(value, dict) and part in value):
+                if choice[0] is None or choice[1] == choice[2]:
+                    choice = (".".join(path), tried, value.get("kind") if isinstance(value, dict) else None)
+                continue
+            path.append(part)
+            value = value.get(part) if isinstance(value, dict) else None
+        return cls(".".join(path), *choice)
 
 
 def _kinds(annotation: Any, found: dict[str, str]) -> dict[str, str]:

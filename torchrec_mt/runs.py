@@ -76,9 +76,9 @@ class RunFolder:
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / MARK).exists())):
-            raise UserError(f"'{path}' exists and is no run folder of ours: give another --run, or move it away")
+            raise UserError(f"'{path}' exists and is no run folder of ours: give another --output, or move it away")
         if (path / MARK).exists() and not overwrite:
-            raise UserError(f"'{path}' holds an earlier run: give another --run, or --overwrite to replace it")
+            raise UserError(f"'{path}' holds an earlier run: give another --output, or --overwrite to replace it")
         return cls(path)
 
     @classmethod

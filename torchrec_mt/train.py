@@ -1,4 +1,4 @@
-"""torchrec-mt train CONFIG.toml ... --run FOLDER: trains the unified model on a prepared dataset, in this process or
+"""torchrec-mt train CONFIG.toml ... --output FOLDER: trains the unified model on a prepared dataset, in this process or
 under torchrun.
 
 torchrun --nproc_per_node 2 -m torchrec_mt.train launch/demo.toml
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="torchrec-mt train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument("--run", help="the run folder to write; default runs/NAME")
+    parser.add_argument("--output", help="the run folder to write; default runs/NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     return parser
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    run_path = arguments.run or f"runs/{config.dataset.name}"
+    run_path = arguments.output or f"runs/{config.dataset.name}"
     outcome = train_run(config, run_path, overwrite=arguments.overwrite, show=not arguments.json)
     if outcome is not None and arguments.json:
         print(json.dumps(outcome))

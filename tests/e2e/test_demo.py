@@ -14,7 +14,7 @@ def test_demo(tmp_path: Path) -> None:
     place = f"--set=dataset.path={tmp_path / 'demo'}"
     run = str(tmp_path / "run")
     assert prepare(["launch/demo.toml", place]) == 0
-    assert train(["launch/demo.toml", place, "--run", run]) == 0
+    assert train(["launch/demo.toml", place, "--output", run]) == 0
     assert evaluate([run]) == 0
     tasks = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["tasks"]
     for name, floor in FLOOR.items():

@@ -81,7 +81,7 @@ def test_a_user_task_by_toml_only(tmp_path: Path) -> None:
     config = tmp_path / "shop.toml"
     config.write_text(TOML.format(root=tmp_path))
     assert prepare([str(config)]) == 0
-    assert train([str(config), "--run", str(tmp_path / "run"), "--json"]) == 0
+    assert train([str(config), "--output", str(tmp_path / "run"), "--json"]) == 0
     assert evaluate([str(tmp_path / "run"), "--json"]) == 0
     tasks = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["tasks"]
     assert set(tasks) == {"personal", "together"}

@@ -30,7 +30,7 @@ def test_an_earlier_run_is_replaced_only_on_request(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     run.start('{"a": 1}')
     (run.path / "model").mkdir()
-    with pytest.raises(UserError, match="holds an earlier run: give another --run, or --overwrite"):
+    with pytest.raises(UserError, match="holds an earlier run: give another --output, or --overwrite"):
         RunFolder.create(tmp_path / "run")
     again = RunFolder.create(tmp_path / "run", overwrite=True)
     assert again.config_json() == {"a": 1}

@@ -83,7 +83,8 @@ def _wanted(task: Task, split_columns: tuple[str, ...], schema: Schema) -> dict[
         case GivenPairs() as given:
             wanted |= {column: "number" for column in (given.weight, given.grade) if column is not None}
         case GroupPairs() as groups:
-            wanted |= dict.fromkeys(groups.group, "group")
+            # A column that also tells the time keeps its own type: groups are compared as strings later.
+            wanted |= {column: "group" for column in groups.group if column not in wanted}
             if groups.order is not None:
                 wanted[groups.order] = "moment"
     return wanted | {column: "value" for column, _ in _ends(task).values()}

@@ -137,7 +137,8 @@ def _bundle_items(raw: dict[str, pd.DataFrame]) -> pd.DataFrame:
     if len(rows) != len(raw["bundle_item"]):
         raise UserError(
             f"bundle_item.parquet has {len(raw['bundle_item'])} rows, but joined with session_bundle.parquet and "
-            f"user_bundle.parquet by domain and bundle_ID {len(rows)}: each bundle needs one session and one user; {_REMEDY}"
+            f"user_bundle.parquet by domain and bundle_ID {len(rows)}: each bundle needs one session and one user; "
+            f"{_REMEDY}"
         )
     columns = {"bundle_id": "bundle_ID", "session_id": "session_ID", "user_id": "user_ID"}
     table = pd.DataFrame({"product_id": _key(rows, "item_ID"), "domain": rows["domain"]})

@@ -148,10 +148,8 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
             if any(other.meant for other in rivals):
                 continue
             kinds = ", ".join(dict.fromkeys(repr(other.kind) for other in rivals))
-            given = (
-                f"'{place.union}.kind' = {place.given!r}" if place.given is not None else f"'{place.union}' has no kind"
-            )
-            line = f"{given}: choose one of {kinds}"
+            given = "no kind" if place.given is None else f"kind = {place.given!r}"
+            line = f"'{place.union}' has {given}: choose one of {kinds}"
         else:
             match item["type"]:
                 case "unexpected_keyword_argument":

@@ -19,6 +19,7 @@ _WHY = {
     errno.EDQUOT: ("disk quota exceeded", "free some space or write elsewhere"),
     errno.EACCES: ("permission denied", "give yourself the right, or name another path"),
     errno.EPERM: ("operation not permitted", "give yourself the right, or name another path"),
+    errno.ENOTDIR: ("a part of this path is a file", "name another path"),
     errno.EROFS: ("the file system is read-only", "name another path"),
 }
 

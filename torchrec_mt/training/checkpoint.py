@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed import DistributedModelParallel
@@ -24,7 +25,11 @@ def _sharded_tensors() -> Iterator[None]:
 
 
 def save_model(model: DistributedModelParallel, path: Path) -> None:
-    """Writes aside and renames, so that `path` holds a whole model at any moment. Called on every rank."""
+    """Writes aside and renames, so that `path` holds a whole model at any moment. Called on every rank.
+
+    Raises:
+        UserError: on every rank, if any could not write.
+    """
     aside = path.with_name(f".{path.name}.partial")
 
     def clear() -> None:
@@ -41,9 +46,22 @@ def save_model(model: DistributedModelParallel, path: Path) -> None:
 
     on_main(clear)
     with _sharded_tensors():
-        save({"model": model.state_dict()}, checkpoint_id=aside)
+        try:
+            save({"model": model.state_dict()}, checkpoint_id=aside)
+        except CheckpointException as error:
+            free = shutil.disk_usage(path.parent).free
+            raise UserError(
+                f"writing the model to '{path}' failed ({_reason(error)}); no room left? {free:,} bytes are free: "
+                "free some, or train with another --output"
+            ) from None
     on_main(publish)
     barrier()
+
+
+def _reason(error: CheckpointException) -> str:
+    """The first rank's own error, without the traceback that torch puts into the message."""
+    first, _ = next(iter(error.failures.values()))
+    return f"{type(first).__name__}: {str(first).splitlines()[0]}"
 
 
 def load_model(model: DistributedModelParallel, path: Path) -> None:

@@ -1,0 +1,162 @@
+"""What goes wrong around the programs: one message, the right exit code, no traceback, nothing lost."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from torchrec_mt.errors import exit_code_of
+from torchrec_mt.evaluate import main as evaluate
+from torchrec_mt.prepare import main as prepare
+from torchrec_mt.train import main as train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shared_root(tmp_path_factory)
+    prepared_debug_shop(folder)
+    return folder
+
+
+def arguments(root: Path, *overrides: str) -> list[str]:
+    return [*FILES, *(f"--set={override}" for override in [*debug_overrides(root), *overrides])]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error."""
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.epoch=3", "unknown key 'trainer.epoch'"),
+        ("dataset.path=nowhere", "no prepared dataset at 'nowhere': run `torchrec-mt prepare`"),
+        ("reader.batch_size=2", "reader.batch_size = 2 is smaller than the number of tasks"),
+        ("balancing.weights={serach=1.0}", "names 'serach', which is no trained task"),
+        ('sharding.tables={tokns="row_wise"}', "'tokns'"),
+        ("runtime.device=cuda", "torch sees no CUDA device"),
+        ("trainer.metric=recall@5", "trainer.metric = 'recall@5' is none of"),
+    ],
+)
+def test_train_refuses(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    if "cuda" in override:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device")
+    command = [*arguments(root, "trainer.steps=2", override), "--output", str(tmp_path / "run")]
+    assert exit_code_of(lambda: train(command)) == 2
+    assert message in said(capsys)
+
+
+def test_a_folder_that_is_not_ours(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert exit_code_of(lambda: train([*arguments(root), "--output", str(tmp_path)])) == 2
+    assert "no run folder of ours" in said(capsys)
+    assert exit_code_of(lambda: evaluate([str(tmp_path)])) == 2
+    assert "is no run folder" in said(capsys)
+    place = f"--set=dataset.path={tmp_path}"
+    assert exit_code_of(lambda: prepare([*FILES, place])) == 2
+    assert str(tmp_path) in said(capsys)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_path_through_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert exit_code_of(lambda: train([*arguments(root), "--output", str(tmp_path / "file" / "run")])) == 2
+    assert str(tmp_path / "file") in said(capsys)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments(root, "optim.dense_rate=1e30", "trainer.log_every=1"), "--output", str(tmp_path / "run")]
+    assert exit_code_of(lambda: train(command)) == 1
+    assert "lower optim.table_rate or optim.dense_rate" in said(capsys)
+
+
+def test_an_interrupted_first_run_has_no_model_and_says_so(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    done = interrupted("train", [*arguments(root, "trainer.steps=100000"), "--output", str(run)], run / "metrics.jsonl")
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.count("\n") <= 2
+    assert "Traceback" not in done.stderr
+    assert exit_code_of(lambda: evaluate([str(run)])) == 2
+    assert "no model at" in said(capsys)
+
+
+def test_an_interrupted_preparation_leaves_the_earlier_result(tmp_path: Path) -> None:
+    place = ["--set=dataset.path=" + str(tmp_path / "shop"), "--set=dataset.source.events=15000"]
+    assert prepare([*FILES, *place]) == 0
+    before = (tmp_path / "shop/manifest.json").read_bytes()
+    more = [*FILES, *place, "--set=dataset.source.events=400000", "--set=dataset.source.products=5000"]
+    done = interrupted("prepare", more, tmp_path, appears=".shop.partial-*")
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "shop/manifest.json").read_bytes() == before
+    assert not list(tmp_path.glob(".shop.partial-*"))
+
+
+def interrupted(program: str, command: list[str], sign: Path, appears: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs a program and sends it Ctrl-C once `sign` exists (or something in it that is called `appears`)."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"torchrec_mt.{program}", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(sign.glob(appears)) if appears else sign.exists() and sign.stat().st_size:
+            break
+        time.sleep(0.02)  # polls another process
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[None]:
+    """A real file system of a few megabytes."""
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("size", ["200k", "900k"])
+def test_no_room_on_the_disk_to_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    with small_disk(tmp_path / "disk", size):
+        assert exit_code_of(lambda: prepare([*FILES, f"--set=dataset.path={tmp_path / 'disk/shop'}"])) == 2
+        text = said(capsys).lower()
+        assert "no room" in text or "no space" in text
+        assert not (tmp_path / "disk/shop").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_no_room_on_the_disk_to_train(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with small_disk(tmp_path / "disk", "600k"):
+        command = [*arguments(root, "trainer.steps=4"), "--output", str(tmp_path / "disk/run")]
+        assert exit_code_of(lambda: train(command)) == 2
+        text = said(capsys).lower()
+        assert "no room" in text or "no space" in text

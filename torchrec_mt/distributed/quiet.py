@@ -1,6 +1,7 @@
 """Silences messages of dependencies that say nothing to a user, each by its exact text and with its reason."""
 
 import logging
+import warnings
 
 _MESSAGES = {
     # The planner is told the topology outright; the factory it advertises is for named clouds.
@@ -8,6 +9,11 @@ _MESSAGES = {
     # Said on the first import of fx by any tracing code.
     "torch.fx._symbolic_trace": "is_fx_tracing will return true",
 }
+
+_WARNINGS = (
+    # TorchRec 1.8 calls collectives by the names they had before torch 2.13.
+    r"`torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
+)
 
 
 class _Filter(logging.Filter):
@@ -25,3 +31,5 @@ def quiet_dependencies() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _Filter) for existing in logger.filters):
             logger.addFilter(_Filter(start))
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 def dataset_tables(manifest: Mapping[str, Any]) -> list[Table]:
     """Entities, tasks and embedding tables of a manifest (as JSON)."""
-    return [_entities(manifest), _tasks(manifest), _embedding_tables(manifest)]
+    return [_entities(manifest), _tasks(manifest), _remarks(manifest), _embedding_tables(manifest)]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -27,12 +27,21 @@ def _entities(manifest: Mapping[str, Any]) -> Table:
 
 
 def _tasks(manifest: Mapping[str, Any]) -> Table:
-    table = _table("tasks", "task", "anchor -> candidate", "train", "valid", "test", "rejected", "notes")
+    table = _table("pairs", "task", "anchor -> candidate", "train", "valid", "test")
     for name, task in manifest["tasks"].items():
-        rejected = ", ".join(f"{count:,} {reason}" for reason, count in task["rejected"].items() if count)
-        notes = ", ".join(f"{key} {value}" for key, value in task["notes"].items())
         pairs = [f"{task['pairs'][split]:,}" for split in ("train", "valid", "test")]
-        table.add_row(name, f"{task['anchor']} -> {task['candidate']}", *pairs, rejected or "0", notes)
+        table.add_row(name, f"{task['anchor']} -> {task['candidate']}", *pairs)
+    return table
+
+
+def _remarks(manifest: Mapping[str, Any]) -> Table:
+    """What was left out and what else there is to know, a line each."""
+    table = _table("left out, and notes", "task", "", "what")
+    for name, task in manifest["tasks"].items():
+        for reason, count in task["rejected"].items():
+            table.add_row(name, f"{count:,}", reason)
+        for key, value in task["notes"].items():
+            table.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value), key.replace("_", " "))
     return table
 
 

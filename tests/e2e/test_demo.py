@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from torchrec_mt.evaluate import main as evaluate
 from torchrec_mt.prepare import main as prepare
 from torchrec_mt.train import main as train
@@ -10,6 +12,7 @@ from torchrec_mt.train import main as train
 FLOOR = {"search": 0.92, "similar": 0.93, "complement": 0.88}
 
 
+@pytest.mark.timeout(1200)  # a minute and a half where nothing else runs
 def test_demo(tmp_path: Path) -> None:
     place = f"--set=dataset.path={tmp_path / 'demo'}"
     run = str(tmp_path / "run")

@@ -110,6 +110,10 @@ def test_an_interrupted_preparation_leaves_the_earlier_result(tmp_path: Path) ->
     assert not list(tmp_path.glob(".shop.partial-*"))
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted(program: str, command: list[str], sign: Path, appears: str = "") -> subprocess.CompletedProcess[str]:
     """Runs a program and sends it Ctrl-C once `sign` exists (or something in it that is called `appears`)."""
     process = subprocess.Popen(
@@ -117,6 +121,8 @@ def interrupted(program: str, command: list[str], sign: Path, appears: str = "")
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A background shell starts its children deaf to Ctrl-C, and they would pass that on.
+        preexec_fn=_hear_interrupts,
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

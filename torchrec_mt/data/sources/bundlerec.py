@@ -8,12 +8,10 @@
     source.json             what they were made from, and whether they are whole
 
 Decisions: ids are unique only within a domain, so every id here reads `domain:number`. Products without a title occur
-    in
-sessions only, never in a bundle: they are no anchor and no right answer of any task and have nothing to be encoded
+in sessions only, never in a bundle: they are no anchor and no right answer of any task and have nothing to be encoded
 by, so they are left out. Equal intents of a domain (but for case and blanks) are one query, because the anchor is the
 text; a null intent names nothing and is left out, its bundle stays. Several bundles share a session, often with the
-same
-intent: split by `session_id`, never by bundle.
+same intent: split by `session_id`, never by bundle.
 """
 
 import html

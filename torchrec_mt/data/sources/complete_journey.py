@@ -11,8 +11,8 @@ Decisions: departments that are no products (FUEL, MISCELLANEOUS) and lines of q
 line whose basket holds no other product of its type: the household wanted one product of that type and took this one.
 Two products that a household chose on different trips stood in for each other, which is what substitution can mean
 where nobody logs views; two yoghurts in one basket are variety, not substitutes, and make no choice. First purchases
-say which
-products were new to a household: a recommender of groceries is easily right by naming what is bought every week.
+say which products were new to a household: whoever recommends groceries is easily right by naming what is bought
+every week.
 """
 
 from dataclasses import asdict, dataclass

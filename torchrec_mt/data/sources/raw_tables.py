@@ -1,8 +1,7 @@
 """Public data in, raw tables out: what the sources of public data sets have in common.
 
 Reads columns of somebody's Parquet files with errors a user can act on, and keeps a folder of raw tables with a
-marker that
-says what they were made from: made again from the same, nothing is written.
+marker that says what they were made from: made again from the same, nothing is written.
 """
 
 import hashlib
@@ -60,8 +59,7 @@ def content_digest(files: Sequence[Path], *, remedy: str) -> dict[str, str]:
 
 
 def write_tables(folder: Path, made_from: Mapping[str, object], make: Callable[[], dict[str, pd.DataFrame]]) -> None:
-    """Writes `NAME.parquet` per table that `make` returns, unless the folder already holds the tables made from the
-    same.
+    """Writes `NAME.parquet` per table that `make` returns, unless the folder holds the tables made from the same.
 
     The marker says "not whole" while files are written, so a killed run is never taken for a finished one.
 

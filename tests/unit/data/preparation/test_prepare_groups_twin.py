@@ -44,10 +44,10 @@ def test_pairs_equal_the_slow_twin(tmp_path: Path, direction: Direction) -> None
     group, order = rng.integers(0, 40, 240).tolist(), rng.integers(0, 5, 240).tolist()
     item = ["abcde"[n] for n in rng.integers(0, 5, 240)]
     expected = slow_pairs(
-        list(zip(group, item, order, strict=True)), largest=4, support=3, lift=1.05, direction=direction
+        list(zip(group, item, order, strict=True)), largest=4, support=3, lift=1.25, direction=direction
     )
     assert 0 < len(expected) < 20, "the thresholds must cut"
-    rule = groups(max_group_size=4, min_support=3, min_lift=1.05, direction=direction)
+    rule = groups(max_group_size=4, min_support=3, min_lift=1.25, direction=direction)
     if direction == "forward":
         rule = replace(rule, order="line")
     baskets = {"basket": group, "sku": item, "line": order, "time": [1] * 240}

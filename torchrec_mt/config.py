@@ -154,6 +154,8 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
             match item["type"]:
                 case "unexpected_keyword_argument":
                     line = f"unknown key '{place.key}'"
+                case "value_error":
+                    line = f"{place.key}.{item['ctx']['error']}"
                 case "missing":
                     line = f"key '{place.key}' is missing"
                 case _:

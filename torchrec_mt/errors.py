@@ -37,6 +37,16 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Says what is allowed of a setting; for the `__post_init__` of config classes, which `config.py` reports by key.
+
+    Raises:
+        ValueError: it does not hold.
+    """
+    if not holds:
+        raise ValueError(f"{key} = {value!r}: must be {allowed}")
+
+
 def run_program(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Runs a program on the command line's arguments and exits with its code."""
     sys.exit(exit_code_of(lambda: main(None)))

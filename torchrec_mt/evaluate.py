@@ -35,6 +35,8 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
     """All tasks of the dataset, model and baselines; called on every rank."""
     schema = config.dataset
     dataset = PreparedDataset.open(schema.path)
+    dataset.check_declaration(schema)
+    run.check_dataset(dataset.manifest.digest, schema.path)
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         line = bar.add_task("evaluate", total=None, note="")
 

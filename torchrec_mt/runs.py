@@ -19,6 +19,7 @@ from typing import Any
 from torchrec_mt.errors import UserError
 
 MARK = "config.json"
+DATASET = "dataset.json"
 _RECORDED = (
     "torch",
     "torchrec",
@@ -109,6 +110,20 @@ class RunFolder:
     def config_json(self) -> dict[str, Any]:
         """The resolved config of the run."""
         return json.loads((self.path / MARK).read_text())
+
+    def check_dataset(self, digest: str, path: str) -> None:
+        """Refuses a dataset whose rows are not those the run was trained on.
+
+        Raises:
+            UserError: another digest than at training, or a run that did not get as far as recording it.
+        """
+        file = self.path / DATASET
+        trained_on = json.loads(file.read_text())["digest"] if file.is_file() else None
+        if trained_on != digest:
+            raise UserError(
+                f"run '{self.path}' was trained on another state of the dataset than '{path}' holds now: "
+                "train again, or prepare as it was then"
+            )
 
     @property
     def model_path(self) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torchrec_mt.config import RunConfig, add_config_arguments, config_to_json, load_config
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.preparation import check_schema
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
@@ -36,7 +37,9 @@ def train_run(
 ) -> dict[str, object] | None:
     """Trains into a run folder. Returns the outcome (best step and metric, steps, path), on the main rank."""
     with runtime(config.runtime) as here:
+        check_schema(config.dataset)
         dataset = PreparedDataset.open(config.dataset.path)
+        dataset.check_declaration(config.dataset)
         run = on_main(lambda: RunFolder.create(run_path, overwrite=overwrite))
         with TrainingProgress(enabled=show and here.is_main) as progress:
             outcome = train(

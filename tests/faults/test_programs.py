@@ -45,6 +45,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         ("balancing.weights={serach=1.0}", "names 'serach', which is no trained task"),
         ('sharding.tables={tokns="row_wise"}', "'tokns'"),
         ("runtime.device=cuda", "torch sees no CUDA device"),
+        ("dataset.tables.tokens.dim=30", "tables.tokens.dim"),
+        ("dataset.entities.product.features.brand.column=x", "(dataset.entities.product.features.brand.column differ)"),
         ("trainer.metric=recall@5", "trainer.metric = 'recall@5' is none of"),
     ],
 )
@@ -70,6 +72,17 @@ def test_a_folder_that_is_not_ours(root: Path, tmp_path: Path, capsys: pytest.Ca
     assert exit_code_of(lambda: prepare([*FILES, place])) == 2
     assert str(tmp_path) in said(capsys)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_is_not_judged_on_another_dataset(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = f"--set=dataset.path={tmp_path / 'shop'}"
+    assert prepare([*FILES, place]) == 0
+    assert train([*FILES, place, "--set=trainer.steps=2", "--output", str(tmp_path / "run")]) == 0
+    other = "--set=dataset.source.seed=5"
+    assert prepare([*FILES, place, other]) == 0
+    capsys.readouterr()
+    assert exit_code_of(lambda: evaluate([str(tmp_path / "run")])) == 2
+    assert "was trained on another state of the dataset" in said(capsys)
 
 
 def test_a_path_through_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

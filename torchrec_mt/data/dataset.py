@@ -18,12 +18,13 @@ truth/TASK.parquet                anchor, candidate (int64), score (float64), be
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from torchrec_mt.errors import UserError
+from torchrec_mt.schema import Schema
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -109,6 +110,18 @@ def manifest_to_json(manifest: Manifest) -> str:
     return json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"
 
 
+_FREE = ("dim", "dropout")
+"""Keys that training may change without preparing again."""
+
+
+def _differences(key: str, prepared: Any, declared: Any) -> list[str]:
+    """Dotted keys at which two declarations (as JSON) differ."""
+    if isinstance(prepared, dict) and isinstance(declared, dict):
+        names = [name for name in {**prepared, **declared} if name not in _FREE]
+        return [d for n in names for d in _differences(f"{key}.{n}", prepared.get(n), declared.get(n))]
+    return [] if prepared == declared else [key]
+
+
 @dataclass(frozen=True)
 class PreparedDataset:
     """An opened prepared dataset: the manifest, and where its parts lie."""
@@ -139,6 +152,24 @@ class PreparedDataset:
                 f"'{path}' has dataset format {raw.get('format')!r}, this version reads {FORMAT}: prepare again"
             )
         return cls(path, _manifest_from_json(raw))
+
+    def check_declaration(self, schema: Schema) -> None:
+        """Refuses to be used with another declaration than it was prepared by.
+
+        Raises:
+            UserError: names the first keys that differ.
+        """
+        declared = json.loads(json.dumps(asdict(schema)))
+        found = [
+            difference
+            for part in ("tables", "entities", "tasks", "split")
+            for difference in _differences(f"dataset.{part}", self.manifest.declaration.get(part), declared[part])
+        ]
+        if found:
+            raise UserError(
+                f"'{self.path}' was prepared by another declaration ({', '.join(found[:3])} differ): "
+                "run `torchrec-mt prepare` with this config first"
+            )
 
     def entity_path(self, entity: str) -> Path:
         return self.path / "entities" / f"{entity}.parquet"

@@ -17,7 +17,7 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator, TaskPairs
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mixing import Mixing, ProportionalMixing, batch_sizes
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, require
 from torchrec_mt.schema import IdFeature, Schema
 
 
@@ -38,6 +38,12 @@ class ReaderConfig:
     uniform_negatives: int = 1024
     shuffle_row_groups: int = 16
     prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.uniform_negatives >= 0, "uniform_negatives", self.uniform_negatives, "0 or more")
+        require(self.shuffle_row_groups >= 1, "shuffle_row_groups", self.shuffle_row_groups, "at least 1")
+        require(self.prefetch >= 0, "prefetch", self.prefetch, "0 or more")
 
 
 class PairStream:

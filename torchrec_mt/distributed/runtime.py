@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from torchrec_mt.distributed.quiet import quiet_dependencies
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,11 @@ class RuntimeConfig:
     threads: int = 0
     seed: int = 0
     timeout_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 0, "threads", self.threads, "0 (share the cores) or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "above 0")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from torchrec_mt.batch import Batch
+from torchrec_mt.errors import require
 from torchrec_mt.models.embeddings import Embeddings, TableSpec
 from torchrec_mt.models.towers import TaskConditioning, Tower
 
@@ -38,6 +39,17 @@ class ModelConfig:
     temperature: float = 0.07
     min_temperature: float = 0.02
     max_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key in ("dim", "hidden", "task_hidden", "task_dim"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        require(self.depth >= 0, "depth", self.depth, "0 or more")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        bounds = (
+            f"above 0 and within [min_temperature, max_temperature] = [{self.min_temperature}, {self.max_temperature}]"
+        )
+        inside = 0 < self.min_temperature <= self.temperature <= self.max_temperature
+        require(inside, "temperature", self.temperature, bounds)
 
 
 @dataclass(frozen=True, kw_only=True)

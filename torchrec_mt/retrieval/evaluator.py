@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset, Split
+from torchrec_mt.errors import require
 from torchrec_mt.retrieval.baselines import Ranker, bm25, co_occurrence, oracle, popularity
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
 
@@ -26,6 +27,9 @@ class EvaluateConfig:
     split: Literal["valid", "test"] = "test"
     max_anchors: int = 0
     baselines: tuple[Baseline, ...] = ("popularity", "bm25", "co_occurrence", "oracle")
+
+    def __post_init__(self) -> None:
+        require(self.max_anchors >= 0, "max_anchors", self.max_anchors, "0 (all) or more")
 
 
 @dataclass(frozen=True)

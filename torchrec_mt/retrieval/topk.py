@@ -1,72 +1,110 @@
-"""Exact inner-product top-k over a whole catalogue, by blocks, in bounded memory.
+"""Exact top-k by inner product: blocks of candidates, a running merge, never the whole B x N score matrix.
 
-Ties go to the lower row, whatever the block size: candidates are ranked by (score descending, row ascending).
+Stands between the vectors of the towers and every ranking; `metrics` and `evaluator` see only the rows found here.
+Legend: B anchors, N candidates of the catalogue, D width, K cut-off.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32 scores
+_MAX_ANCHORS_AT_ONCE = 4096
+# Narrower matrix products go to other kernels, which add up in another order (oneMKL: below 16 rows). Padded to this, a
+# pair's score has the same bits whatever the block size.
+_MIN_SIDE = 64
 
 
 def exact_topk(
-    anchor_BD: Tensor,
-    candidate_ND: Tensor,
+    anchors_BD: Tensor,
+    candidates_ND: Tensor,
     k: int,
     *,
     exclude_B: Tensor | None = None,
-    block: int = 65_536,
-    chunk: int = 1024,
+    block: int = 65536,
 ) -> tuple[Tensor, Tensor]:
-    """The k best candidates of each anchor.
+    """The k candidates of largest inner product per anchor, best first; equal scores by the lower row.
 
     Args:
-        exclude_B: one candidate row per anchor to leave out, -1 for none. block: candidates scored at a time.
-        chunk: anchors at a time.
+        anchors_BD, candidates_ND: finite float32 vectors on one device.
+        exclude_B: one candidate row per anchor to leave out (the anchor itself), -1 for none.
+        block: candidates scored at a time; bounds the memory, changes nothing in the result.
 
     Returns:
-        scores_BK and rows_BK, best first; -inf and -1 where there are fewer than k.
+        scores_BK (float32) and rows_BK (int64); where fewer than k candidates are left, -inf and -1.
+
+    Raises:
+        ValueError: k or block < 1, vectors that do not fit together, or vectors with NaN or infinity.
     """
-    scores, rows = [], []
-    for start in range(0, len(anchor_BD), chunk):
-        excluded = None if exclude_B is None else exclude_B[start : start + chunk]
-        best = _topk_of_chunk(anchor_BD[start : start + chunk], candidate_ND, k, excluded, block)
-        scores.append(best[0])
-        rows.append(best[1])
-    if not scores:
-        empty = torch.zeros(0, k, device=anchor_BD.device)
-        return empty, empty.long()
-    return torch.cat(scores), torch.cat(rows)
+    _check(anchors_BD, candidates_ND, k, exclude_B, block)
+    num_anchors, num_candidates = len(anchors_BD), len(candidates_ND)
+    scores_BK = anchors_BD.new_full((num_anchors, k), -torch.inf)
+    rows_BK = torch.full((num_anchors, k), -1, dtype=torch.int64, device=anchors_BD.device)
+    chunk = min(max(_MIN_SIDE, _SCORES_AT_ONCE // max(1, min(block, num_candidates))), _MAX_ANCHORS_AT_ONCE)
+    for low in range(0, num_anchors, chunk):
+        part = slice(low, low + chunk)
+        excluded = None if exclude_B is None else exclude_B[part]
+        for start in range(0, num_candidates, block):
+            scores_BC = _scores(anchors_BD[part], candidates_ND[start : start + block])
+            if excluded is not None:
+                _leave_out(scores_BC, excluded - start)
+            found_BK, columns_BK = stable_topk(scores_BC, min(k, scores_BC.shape[1]))
+            # What was found before has lower rows, so a stable sort of the two side by side keeps ties in row order.
+            scores = torch.cat([scores_BK[part], found_BK], dim=1)
+            rows = torch.cat([rows_BK[part], columns_BK + start], dim=1)
+            scores, order = scores.sort(dim=1, descending=True, stable=True)
+            scores_BK[part], rows_BK[part] = scores[:, :k], rows.gather(1, order[:, :k])
+    # An excluded candidate has score -inf, as has padding.
+    return scores_BK, rows_BK.masked_fill_(scores_BK == -torch.inf, -1)
 
 
-def _topk_of_chunk(
-    anchor_BD: Tensor, candidate_ND: Tensor, k: int, exclude_B: Tensor | None, block: int
-) -> tuple[Tensor, Tensor]:
-    device, count = anchor_BD.device, len(anchor_BD)
-    best_BK = torch.full((count, k), float("-inf"), device=device)
-    rows_BK = torch.full((count, k), -1, dtype=torch.int64, device=device)
-    for start in range(0, len(candidate_ND), block):
-        scores_BC = anchor_BD @ candidate_ND[start : start + block].T
-        if exclude_B is not None:
-            inside = (exclude_B >= start) & (exclude_B < start + scores_BC.shape[1])
-            scores_BC[inside, exclude_B[inside] - start] = float("-inf")
-        top_BK, at_BK = _topk_low_ties(scores_BC, min(k, scores_BC.shape[1]))
-        # Earlier blocks stand left, so that a stable sort keeps lower rows first among ties.
-        both = torch.cat([best_BK, top_BK], dim=1)
-        order = both.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        best_BK = both.gather(1, order)
-        rows_BK = torch.cat([rows_BK, at_BK + start], dim=1).gather(1, order)
-    return best_BK, rows_BK.masked_fill(best_BK == float("-inf"), -1)
+def stable_topk(scores_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` along dimension 1 with a promise on ties: equal scores by the lower column, 1 <= k <= N."""
+    if k >= scores_BN.shape[1]:
+        values_BN, columns_BN = scores_BN.sort(dim=1, descending=True, stable=True)
+        return values_BN, columns_BN
+    values, columns = torch.topk(scores_BN, k + 1, dim=1)
+    columns_BK = columns[:, :k].clone()
+    # torch.topk chose freely among equal scores; that matters only where the choice was cut off between two of them.
+    cut = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
+    if len(cut):
+        columns_BK[cut] = _lowest_columns(scores_BN[cut], values[cut, k - 1, None], k)
+    columns_BK = columns_BK.sort(dim=1).values
+    values_BK, order = scores_BN.gather(1, columns_BK).sort(dim=1, descending=True, stable=True)
+    return values_BK, columns_BK.gather(1, order)
 
 
-def _topk_low_ties(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`torch.topk` with ties to the lower column, both in what is chosen and in order."""
-    values_BK, _ = scores_BC.topk(k, dim=1)
-    threshold_B1 = values_BK[:, -1:]
-    above_BC = scores_BC > threshold_B1
-    ties_BC = scores_BC == threshold_B1
-    wanted_B1 = k - above_BC.sum(dim=1, keepdim=True)
-    # The first ties by column fill up what lies strictly above the threshold.
-    chosen_BC = above_BC | (ties_BC & (ties_BC.cumsum(dim=1) <= wanted_B1))
-    at_BK = chosen_BC.nonzero()[:, 1].view(-1, k)
-    found_BK = scores_BC.gather(1, at_BK)
-    order = found_BK.sort(dim=1, descending=True, stable=True).indices
-    return found_BK.gather(1, order), at_BK.gather(1, order)
+def _lowest_columns(scores_BN: Tensor, least_B1: Tensor, k: int) -> Tensor:
+    """Columns, ascending, of all scores above the k-th best and of as many equal to it as make k, lowest first."""
+    above = scores_BN > least_B1
+    equal = scores_BN == least_B1
+    wanted = k - above.sum(dim=1, keepdim=True, dtype=torch.int32)
+    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
+    return chosen.nonzero()[:, 1].view(-1, k)
+
+
+def _scores(anchors_BD: Tensor, candidates_CD: Tensor) -> Tensor:
+    num_anchors, num_candidates = len(anchors_BD), len(candidates_CD)
+    anchors_BD = pad(anchors_BD, (0, 0, 0, max(0, _MIN_SIDE - num_anchors)))
+    candidates_CD = pad(candidates_CD, (0, 0, 0, max(0, _MIN_SIDE - num_candidates)))
+    return (anchors_BD @ candidates_CD.T)[:num_anchors, :num_candidates]
+
+
+def _leave_out(scores_BC: Tensor, columns_B: Tensor) -> None:
+    inside = ((columns_B >= 0) & (columns_B < scores_BC.shape[1])).nonzero().squeeze(1)
+    scores_BC[inside, columns_B[inside]] = -torch.inf
+
+
+def _check(anchors_BD: Tensor, candidates_ND: Tensor, k: int, exclude_B: Tensor | None, block: int) -> None:
+    if k < 1 or block < 1:
+        raise ValueError(f"k and block must be at least 1, not {k} and {block}")
+    if anchors_BD.ndim != 2 or candidates_ND.ndim != 2 or anchors_BD.shape[1] != candidates_ND.shape[1]:
+        raise ValueError(f"anchors {list(anchors_BD.shape)} and candidates {list(candidates_ND.shape)} do not fit")
+    if anchors_BD.dtype != torch.float32 or candidates_ND.dtype != torch.float32:
+        raise ValueError(f"vectors must be float32, not {anchors_BD.dtype} and {candidates_ND.dtype}")
+    if exclude_B is not None and exclude_B.shape != anchors_BD.shape[:1]:
+        raise ValueError(f"exclude_B {list(exclude_B.shape)} must name one row per anchor ({len(anchors_BD)})")
+    for name, vectors in (("anchors", anchors_BD), ("candidates", candidates_ND)):
+        if not bool(torch.isfinite(vectors).all()):
+            row = int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])
+            raise ValueError(f"{name} row {row} holds NaN or infinity, which no ranking can order")

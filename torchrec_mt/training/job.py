@@ -14,7 +14,7 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.encode import model_rankers
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, evaluate_task
-from torchrec_mt.runs import MetricsLog, RunFolder, write_atomic
+from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model
@@ -85,6 +85,7 @@ def train(
 
     def start() -> None:
         run.start(config_json)
+        write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
         write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
 
     on_main(start)

@@ -8,6 +8,8 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from torchrec_mt.errors import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -22,6 +24,11 @@ class OptimConfig:
     dense_rate: float = 1e-3
     warmup_steps: int = 50
     final_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in ("table_rate", "dense_rate", "warmup_steps"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        require(0 <= self.final_rate <= 1, "final_rate", self.final_rate, "from 0 to 1")
 
 
 def rate_factor(config: OptimConfig, step: int, steps: int) -> float:

@@ -15,7 +15,7 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import from_main, sum_over_ranks
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, require
 from torchrec_mt.training.checkpoint import save_model
 from torchrec_mt.training.early_stop import EarlyStop
 from torchrec_mt.training.optim import Optimizers
@@ -43,6 +43,13 @@ class TrainerConfig:
     metric: str = "recall@100"
     validation_anchors: int = 1000
     log_every: int = 20
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
+        for key in ("steps", "patience", "validation_anchors"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        for key in ("validations", "log_every"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
 
 
 Metrics = dict[str, float]

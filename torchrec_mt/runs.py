@@ -4,6 +4,8 @@ config.json          resolved config          plan.json       sharding plan
 environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
 tensorboard/         the same as events       model/          best and last model (torch DCP)
 evaluation/          metrics.json
+    dataset.json         digest of the dataset it was trained on
+    training.json        steps taken, best step
 """
 
 import json

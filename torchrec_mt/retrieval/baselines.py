@@ -43,7 +43,8 @@ def _popular_first(dataset: PreparedDataset, task: str) -> np.ndarray:
 
 def popularity(dataset: PreparedDataset, task: str) -> Ranker:
     """The task's most frequent training candidates, the same for every anchor."""
-    popular_N, same = _popular_first(dataset, task), _same_entity(dataset, task)
+    source = dataset.manifest.tasks[task].trained_as or task
+    popular_N, same = _popular_first(dataset, source), _same_entity(dataset, task)
 
     def rank(anchor_B: np.ndarray, k: int) -> np.ndarray:
         return without_self(np.tile(popular_N[: k + 1], (len(anchor_B), 1)), anchor_B, k, same_entity=same)

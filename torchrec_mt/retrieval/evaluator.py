@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from torchrec_mt.data.dataset import PreparedDataset, Split
+from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.errors import require
 from torchrec_mt.retrieval.baselines import Ranker, bm25, co_occurrence, oracle, popularity
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
@@ -97,9 +97,9 @@ def baseline_rankers(dataset: PreparedDataset, task: str, config: EvaluateConfig
 
 
 def _relevant(anchor_B: np.ndarray, pairs: Mapping[str, np.ndarray], keep: np.ndarray) -> Relevant:
-    """Kept pairs of the given anchors (ascending)."""
+    """Kept pairs of the given anchors (ascending); a pair of grade 0 is judged irrelevant."""
     position = np.searchsorted(anchor_B, pairs["anchor"])
-    known = keep & (anchor_B[np.minimum(position, len(anchor_B) - 1)] == pairs["anchor"])
+    known = keep & (pairs["grade"] > 0) & (anchor_B[np.minimum(position, len(anchor_B) - 1)] == pairs["anchor"])
     owner, items, gains = position[known], pairs["candidate"][known], pairs["grade"][known]
     order = np.lexsort((items, owner))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(anchor_B)))])
@@ -109,7 +109,6 @@ def _relevant(anchor_B: np.ndarray, pairs: Mapping[str, np.ndarray], keep: np.nd
 def evaluate_task(
     dataset: PreparedDataset,
     task: str,
-    split: Split,
     rankers: Mapping[str, Ranker],
     config: EvaluateConfig,
     *,
@@ -121,7 +120,7 @@ def evaluate_task(
     Args:
         progress: told done and total of (systems x anchors). chunk: anchors ranked at a time.
     """
-    anchor_B, pairs = split_anchors(dataset, task, config), dataset.pairs(task, split)
+    anchor_B, pairs = split_anchors(dataset, task, config), dataset.pairs(task, config.split)
     cold = dataset.train_counts(dataset.manifest.tasks[task].candidate)[pairs["candidate"]] == 0
     slices = {"all": np.ones(len(cold), bool), "cold": cold, "warm": ~cold}
     relevant = {name: _relevant(anchor_B, pairs, keep) for name, keep in slices.items()}
@@ -166,5 +165,5 @@ def evaluate_tasks(
             if progress:
                 progress(name, done, total)
 
-        results[name] = evaluate_task(dataset, name, config.split, rankers[name], config, progress=told)
+        results[name] = evaluate_task(dataset, name, rankers[name], config, progress=told)
     return Evaluation(results)

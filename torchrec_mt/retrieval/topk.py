@@ -16,8 +16,8 @@ _MIN_SIDE = 64
 
 
 def exact_topk(
-    anchors_BD: Tensor,
-    candidates_ND: Tensor,
+    anchor_BD: Tensor,
+    candidate_ND: Tensor,
     k: int,
     *,
     exclude_B: Tensor | None = None,
@@ -26,7 +26,7 @@ def exact_topk(
     """The k candidates of largest inner product per anchor, best first; equal scores by the lower row.
 
     Args:
-        anchors_BD, candidates_ND: finite float32 vectors on one device.
+        anchor_BD, candidate_ND: finite float32 vectors on one device.
         exclude_B: one candidate row per anchor to leave out (the anchor itself), -1 for none.
         block: candidates scored at a time; bounds the memory, changes nothing in the result.
 
@@ -36,16 +36,16 @@ def exact_topk(
     Raises:
         ValueError: k or block < 1, vectors that do not fit together, or vectors with NaN or infinity.
     """
-    _check(anchors_BD, candidates_ND, k, exclude_B, block)
-    num_anchors, num_candidates = len(anchors_BD), len(candidates_ND)
-    scores_BK = anchors_BD.new_full((num_anchors, k), -torch.inf)
-    rows_BK = torch.full((num_anchors, k), -1, dtype=torch.int64, device=anchors_BD.device)
+    _check(anchor_BD, candidate_ND, k, exclude_B, block)
+    num_anchors, num_candidates = len(anchor_BD), len(candidate_ND)
+    scores_BK = anchor_BD.new_full((num_anchors, k), -torch.inf)
+    rows_BK = torch.full((num_anchors, k), -1, dtype=torch.int64, device=anchor_BD.device)
     chunk = min(max(_MIN_SIDE, _SCORES_AT_ONCE // max(1, min(block, num_candidates))), _MAX_ANCHORS_AT_ONCE)
     for low in range(0, num_anchors, chunk):
         part = slice(low, low + chunk)
         excluded = None if exclude_B is None else exclude_B[part]
         for start in range(0, num_candidates, block):
-            scores_BC = _scores(anchors_BD[part], candidates_ND[start : start + block])
+            scores_BC = _scores(anchor_BD[part], candidate_ND[start : start + block])
             if excluded is not None:
                 _leave_out(scores_BC, excluded - start)
             found_BK, columns_BK = stable_topk(scores_BC, min(k, scores_BC.shape[1]))
@@ -83,11 +83,11 @@ def _lowest_columns(scores_BN: Tensor, least_B1: Tensor, k: int) -> Tensor:
     return chosen.nonzero()[:, 1].view(-1, k)
 
 
-def _scores(anchors_BD: Tensor, candidates_CD: Tensor) -> Tensor:
-    num_anchors, num_candidates = len(anchors_BD), len(candidates_CD)
-    anchors_BD = pad(anchors_BD, (0, 0, 0, max(0, _MIN_SIDE - num_anchors)))
-    candidates_CD = pad(candidates_CD, (0, 0, 0, max(0, _MIN_SIDE - num_candidates)))
-    return (anchors_BD @ candidates_CD.T)[:num_anchors, :num_candidates]
+def _scores(anchor_BD: Tensor, candidate_CD: Tensor) -> Tensor:
+    num_anchors, num_candidates = len(anchor_BD), len(candidate_CD)
+    anchor_BD = pad(anchor_BD, (0, 0, 0, max(0, _MIN_SIDE - num_anchors)))
+    candidate_CD = pad(candidate_CD, (0, 0, 0, max(0, _MIN_SIDE - num_candidates)))
+    return (anchor_BD @ candidate_CD.T)[:num_anchors, :num_candidates]
 
 
 def _leave_out(scores_BC: Tensor, columns_B: Tensor) -> None:
@@ -95,16 +95,16 @@ def _leave_out(scores_BC: Tensor, columns_B: Tensor) -> None:
     scores_BC[inside, columns_B[inside]] = -torch.inf
 
 
-def _check(anchors_BD: Tensor, candidates_ND: Tensor, k: int, exclude_B: Tensor | None, block: int) -> None:
+def _check(anchor_BD: Tensor, candidate_ND: Tensor, k: int, exclude_B: Tensor | None, block: int) -> None:
     if k < 1 or block < 1:
         raise ValueError(f"k and block must be at least 1, not {k} and {block}")
-    if anchors_BD.ndim != 2 or candidates_ND.ndim != 2 or anchors_BD.shape[1] != candidates_ND.shape[1]:
-        raise ValueError(f"anchors {list(anchors_BD.shape)} and candidates {list(candidates_ND.shape)} do not fit")
-    if anchors_BD.dtype != torch.float32 or candidates_ND.dtype != torch.float32:
-        raise ValueError(f"vectors must be float32, not {anchors_BD.dtype} and {candidates_ND.dtype}")
-    if exclude_B is not None and exclude_B.shape != anchors_BD.shape[:1]:
-        raise ValueError(f"exclude_B {list(exclude_B.shape)} must name one row per anchor ({len(anchors_BD)})")
-    for name, vectors in (("anchors", anchors_BD), ("candidates", candidates_ND)):
+    if anchor_BD.ndim != 2 or candidate_ND.ndim != 2 or anchor_BD.shape[1] != candidate_ND.shape[1]:
+        raise ValueError(f"anchors {list(anchor_BD.shape)} and candidates {list(candidate_ND.shape)} do not fit")
+    if anchor_BD.dtype != torch.float32 or candidate_ND.dtype != torch.float32:
+        raise ValueError(f"vectors must be float32, not {anchor_BD.dtype} and {candidate_ND.dtype}")
+    if exclude_B is not None and exclude_B.shape != anchor_BD.shape[:1]:
+        raise ValueError(f"exclude_B {list(exclude_B.shape)} must name one row per anchor ({len(anchor_BD)})")
+    for name, vectors in (("anchors", anchor_BD), ("candidates", candidate_ND)):
         if not bool(torch.isfinite(vectors).all()):
             row = int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])
             raise ValueError(f"{name} row {row} holds NaN or infinity, which no ranking can order")

@@ -47,7 +47,7 @@ def validate(
         return None
     metrics: Metrics = {}
     for name in tasks:
-        result = evaluate_task(dataset, name, "valid", {"model": rankers[name]}, config)
+        result = evaluate_task(dataset, name, {"model": rankers[name]}, config)
         metrics |= {f"{name}/{metric}": value for metric, value in result.systems["model"].items()}
     return metrics
 

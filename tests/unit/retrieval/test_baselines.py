@@ -71,7 +71,7 @@ def test_oracle_ranks_by_the_truth_and_no_ranking_beats_it_by_much(dataset: Prep
 
 def test_slices_part_the_pairs(dataset: PreparedDataset) -> None:
     config = EvaluateConfig()
-    result = evaluate_task(dataset, "similar", "test", baseline_rankers(dataset, "similar", config), config)
+    result = evaluate_task(dataset, "similar", baseline_rankers(dataset, "similar", config), config)
     assert set(result.systems) == {"popularity", "bm25", "co_occurrence", "oracle"}
     assert result.num_anchors == len(np.unique(dataset.pairs("similar", "test")["anchor"]))
     assert 0 < result.slices["cold"].num_anchors < result.num_anchors

@@ -26,12 +26,11 @@ def slow_twin(anchors: np.ndarray, candidates: np.ndarray, k: int, exclude: np.n
     candidates=st.integers(1, 40),
     k=st.integers(1, 45),
     block=st.integers(1, 50),
-    chunk=st.integers(1, 8),
     levels=st.integers(1, 4),
     excluding=st.booleans(),
 )
 def test_equals_a_full_stable_sort(
-    seed: int, anchors: int, candidates: int, k: int, block: int, chunk: int, levels: int, excluding: bool
+    seed: int, anchors: int, candidates: int, k: int, block: int, levels: int, excluding: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     # Whole numbers, few levels: sums are exact and ties are many.
@@ -44,7 +43,6 @@ def test_equals_a_full_stable_sort(
         k,
         exclude_B=None if exclude is None else torch.from_numpy(exclude),
         block=block,
-        chunk=chunk,
     )
     np.testing.assert_array_equal(rows.numpy(), slow_twin(anchor_BD, candidate_ND, k, exclude))
     real = rows.numpy() >= 0
@@ -64,6 +62,21 @@ def test_any_block_size_gives_the_same_rows() -> None:
     expected = exact_topk(anchors, candidates, 100, block=3000)[1]
     for block in (7, 100, 999):
         assert torch.equal(exact_topk(anchors, candidates, 100, block=block)[1], expected)
+
+
+def test_score_bits_do_not_depend_on_the_block() -> None:
+    torch.manual_seed(0)
+    anchors, candidates = torch.randn(3, 64), torch.randn(500, 64)
+    expected = exact_topk(anchors, candidates, 20)[0]
+    for block in (1, 13, 100):
+        assert torch.equal(exact_topk(anchors, candidates, 20, block=block)[0], expected)
+
+
+def test_vectors_that_no_ranking_can_order() -> None:
+    candidates = torch.randn(5, 4)
+    candidates[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="candidates row 3 holds NaN"):
+        exact_topk(torch.randn(2, 4), candidates, 3)
 
 
 @pytest.mark.gpu

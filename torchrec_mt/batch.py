@@ -1,7 +1,7 @@
 """Batch: what crosses from the reader to the model, every distinct entity once.
 
-Legend: B pairs of a task, E rows (distinct entities of the batch, all entity types one after the other), M uniform
-negatives, D width of dense features. A `row` is a position among the rows of its entity in the batch, an `id` an
+Legend: B pairs of a task, E rows (distinct entities of the batch, all entity types one after the other), M drawn
+negatives, H hard negatives of an anchor, L entries of a sparse list, D width of dense features. A `row` is a position among the rows of its entity in the batch, an `id` an
 entity's row in its catalogue.
 
 One KeyedJaggedTensor holds the bags of all E rows. Features of *different* entities that read the same table share a
@@ -64,14 +64,46 @@ class EntityRows(_Movable):
 
 
 @dataclass(frozen=True)
+class Entries(_Movable):
+    """A sparse list of (position among the B pairs, id): owner_L ascending, id_L catalogue rows, no entry twice."""
+
+    owner_L: Tensor
+    id_L: Tensor
+
+
+@dataclass(frozen=True)
+class Private(_Movable):
+    """Hard negatives of each anchor alone.
+
+    Args:
+        row_BH: rows among the candidate entity's. log_count_BH: log of how many copies the anchor's lists are expected
+            to give of each; infinite where an anchor has fewer than H (the row then means nothing).
+    """
+
+    row_BH: Tensor
+    log_count_BH: Tensor
+
+
+@dataclass(frozen=True)
+class Backward(_Movable):
+    """What the direction from candidate to anchor needs: share_B of the anchors, and anchors known of each candidate."""
+
+    share_B: Tensor
+    known: Entries
+
+
+@dataclass(frozen=True)
 class Pairs(_Movable):
-    """Pairs of one task.
+    """Pairs of one task, and what logQ and masks must know of them.
 
     Args:
         anchor_B, candidate_B: rows among their entity's. anchor_id_B, candidate_id_B: the same as catalogue rows.
-        weight_B: loss weights. log_count_B: log of how many copies of the candidate a batch of all ranks is expected to
-            hold, whatever source they come from (the logQ of sampled softmax).
-        negative_log_count_M: the same for the uniform negatives of the candidate entity.
+        weight_B: loss weights.
+        share_B: share of the task's training pairs that hold the candidate. drawn_B: copies of the candidate that the
+            draws of one rank are expected to hold. share_M, drawn_M: the same of the task's own drawn negatives.
+        stretches: which stretches [start, stop) of the candidate entity's drawn negatives are the task's, M in all.
+        blocked: ids that an anchor must not be compared with among the shared columns.
+        private: hard negatives; None where the task has no such source. backward: None where the loss has one direction.
     """
 
     anchor_B: Tensor
@@ -79,13 +111,19 @@ class Pairs(_Movable):
     anchor_id_B: Tensor
     candidate_id_B: Tensor
     weight_B: Tensor
-    log_count_B: Tensor
-    negative_log_count_M: Tensor
+    share_B: Tensor
+    drawn_B: Tensor
+    share_M: Tensor
+    drawn_M: Tensor
+    stretches: tuple[tuple[int, int], ...]
+    blocked: Entries
+    private: Private | None = None
+    backward: Backward | None = None
 
 
 @dataclass(frozen=True)
 class Negatives(_Movable):
-    """Uniform negatives of one candidate entity, shared by its tasks: rows and catalogue rows."""
+    """Negatives drawn for one candidate entity, all its tasks' side by side: rows and catalogue rows."""
 
     row_M: Tensor
     id_M: Tensor

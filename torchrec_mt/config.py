@@ -15,11 +15,13 @@ from typing import Any, ClassVar, get_args, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from torchrec_mt.balancing.static import BalancingConfig
+from torchrec_mt.data.negatives import NegativesConfig
 from torchrec_mt.data.reader import ReaderConfig
 from torchrec_mt.data.sources import Source
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import RuntimeConfig
 from torchrec_mt.errors import UserError
+from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
 from torchrec_mt.schema import Schema
@@ -44,6 +46,8 @@ class RunConfig:
 
     dataset: DatasetConfig
     reader: ReaderConfig = field(default_factory=ReaderConfig)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -44,7 +44,9 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
             bar.update(line, description=f"evaluate: {stage}", completed=done, total=total)
 
         show("load", 0, 1)
-        model = load_run_model(run, dataset, schema, config.model, config.sharding, runtime=here, which=which)
+        model = load_run_model(
+            run, dataset, schema, config.model, config.loss, config.sharding, runtime=here, which=which
+        )
         tasks = list(dataset.manifest.tasks)
         models = model_rankers(model, Collator(dataset), dataset, tasks, config.evaluate, here.device, progress=show)
 

@@ -48,6 +48,8 @@ def train_run(
                 config.dataset,
                 config_json=config_to_json(config),
                 reader_config=config.reader,
+                negatives=config.negatives,
+                losses=config.loss,
                 model_config=config.model,
                 sharding=config.sharding,
                 optim=config.optim,

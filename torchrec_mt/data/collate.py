@@ -4,13 +4,14 @@ Stands between the reader (which pairs) and the model (which tensors). Bags get 
 sum-pooled weighted lookup is the (weighted) mean of a bag.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torchrec import KeyedJaggedTensor
 
-from torchrec_mt.batch import Batch, EntityRows, Negatives, Pairs
+from torchrec_mt.batch import Backward, Batch, EntityRows, Entries, Negatives, Pairs, Private
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.slots import Slot, assign_slots
 from torchrec_mt.data.store import EntityStore
@@ -19,13 +20,24 @@ from torchrec_mt.schema import OOV_ROW
 
 @dataclass(frozen=True)
 class TaskPairs:
-    """Pairs of one task as catalogue rows, before they become a Batch. Shapes as in `batch.Pairs`."""
+    """Pairs of one task as catalogue rows, before they become a Batch. Shapes and meaning as in `batch.Pairs`.
+
+    `blocked` and `known_anchors` are (owner_L, id_L); `private_BH` holds catalogue rows.
+    """
 
     anchor_B: np.ndarray
     candidate_B: np.ndarray
     weight_B: np.ndarray
-    log_count_B: np.ndarray
-    negative_log_count_M: np.ndarray
+    share_B: np.ndarray
+    drawn_B: np.ndarray
+    share_M: np.ndarray
+    drawn_M: np.ndarray
+    stretches: tuple[tuple[int, int], ...]
+    blocked: tuple[np.ndarray, np.ndarray]
+    private_BH: np.ndarray | None = None
+    private_log_count_BH: np.ndarray | None = None
+    anchor_share_B: np.ndarray | None = None
+    known_anchors: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def uniform_hash(values: np.ndarray, key: int) -> np.ndarray:
@@ -58,10 +70,10 @@ class Collator:
         return self._batch({entity: id_E}, dropout_key=None, pairs={}, negatives={})
 
     def __call__(self, pairs: dict[str, TaskPairs], negatives: dict[str, np.ndarray], dropout_key: int | None) -> Batch:
-        """A Batch of pairs and uniform negatives.
+        """A Batch of pairs and drawn negatives.
 
         Args:
-            pairs: per task. negatives: per candidate entity, catalogue rows id_M.
+            pairs: per task. negatives: per candidate entity, catalogue rows id_M (the tasks' stretches point into them).
             dropout_key: seeds the dropout of ids (None: no dropout).
         """
         tasks = self._dataset.manifest.tasks
@@ -69,6 +81,8 @@ class Collator:
         for name, task in pairs.items():
             used[tasks[name].anchor].append(task.anchor_B)
             used[tasks[name].candidate].append(task.candidate_B)
+            if task.private_BH is not None:
+                used[tasks[name].candidate].append(task.private_BH.ravel())
         for entity, id_M in negatives.items():
             used[entity].append(id_M)
         distinct = {entity: np.unique(np.concatenate(ids)) for entity, ids in used.items() if ids}
@@ -98,18 +112,7 @@ class Collator:
                 )
                 for entity, ids in distinct.items()
             },
-            pairs={
-                name: Pairs(
-                    anchor_B=rows(tasks[name].anchor, task.anchor_B),
-                    candidate_B=rows(tasks[name].candidate, task.candidate_B),
-                    anchor_id_B=torch.from_numpy(task.anchor_B),
-                    candidate_id_B=torch.from_numpy(task.candidate_B),
-                    weight_B=torch.from_numpy(task.weight_B),
-                    log_count_B=torch.from_numpy(task.log_count_B),
-                    negative_log_count_M=torch.from_numpy(task.negative_log_count_M),
-                )
-                for name, task in pairs.items()
-            },
+            pairs={name: _pairs(task, tasks[name].anchor, tasks[name].candidate, rows) for name, task in pairs.items()},
             negatives={
                 entity: Negatives(row_M=rows(entity, ids), id_M=torch.from_numpy(ids))
                 for entity, ids in negatives.items()
@@ -147,3 +150,30 @@ class Collator:
         owner = np.repeat(np.arange(len(ids)), lengths_E)
         totals_E = np.bincount(owner, weights=bags.weights, minlength=len(ids))
         return values, (bags.weights / totals_E[owner]).astype(np.float32), lengths_E
+
+
+def _pairs(task: TaskPairs, anchor: str, candidate: str, rows: Callable[[str, np.ndarray], torch.Tensor]) -> Pairs:
+    private = backward = None
+    if task.private_BH is not None and task.private_log_count_BH is not None:
+        private = Private(rows(candidate, task.private_BH), torch.from_numpy(task.private_log_count_BH))
+    if task.anchor_share_B is not None and task.known_anchors is not None:
+        backward = Backward(torch.from_numpy(task.anchor_share_B), _entries(task.known_anchors))
+    return Pairs(
+        anchor_B=rows(anchor, task.anchor_B),
+        candidate_B=rows(candidate, task.candidate_B),
+        anchor_id_B=torch.from_numpy(task.anchor_B),
+        candidate_id_B=torch.from_numpy(task.candidate_B),
+        weight_B=torch.from_numpy(task.weight_B),
+        share_B=torch.from_numpy(task.share_B),
+        drawn_B=torch.from_numpy(task.drawn_B),
+        share_M=torch.from_numpy(task.share_M),
+        drawn_M=torch.from_numpy(task.drawn_M),
+        stretches=task.stretches,
+        blocked=_entries(task.blocked),
+        private=private,
+        backward=backward,
+    )
+
+
+def _entries(entries: tuple[np.ndarray, np.ndarray]) -> Entries:
+    return Entries(*(torch.from_numpy(part) for part in entries))

@@ -6,7 +6,7 @@ of them is read at a time and its rows permuted. Ranks never run dry, so they ag
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.data.collate import Collator, TaskPairs
+from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mixing import Mixing, ProportionalMixing, batch_sizes
+from torchrec_mt.data.negatives import NegativesConfig, Sampler
+from torchrec_mt.data.task_pairs import PairMaker, PairRules
 from torchrec_mt.errors import UserError, require
 from torchrec_mt.schema import IdFeature, Schema
 
@@ -28,22 +30,22 @@ class ReaderConfig:
     Args:
         batch_size: pairs of all tasks per rank and step.
         mixing: pairs per task in a batch.
-        uniform_negatives: products drawn uniformly from the catalogue per rank and step, shared by the tasks.
         shuffle_row_groups: row groups of a task held at a time and shuffled together.
         prefetch: batches prepared ahead while the current one trains; 0 prepares them in place.
     """
 
     batch_size: int = 1024
     mixing: Mixing = field(default_factory=ProportionalMixing)
-    uniform_negatives: int = 1024
     shuffle_row_groups: int = 16
     prefetch: int = 2
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(self.uniform_negatives >= 0, "uniform_negatives", self.uniform_negatives, "0 or more")
         require(self.shuffle_row_groups >= 1, "shuffle_row_groups", self.shuffle_row_groups, "at least 1")
         require(self.prefetch >= 0, "prefetch", self.prefetch, "0 or more")
+
+
+_COLUMNS = ("anchor", "candidate", "weight", "grade")
 
 
 class PairStream:
@@ -57,7 +59,7 @@ class PairStream:
             raise UserError(f"task '{task}' has {self._file.metadata.num_rows} training pairs for {world_size} ranks")
         self._seed, self._rank, self._world_size, self._window = seed, rank, world_size, window
         self._blocks = self._all_passes()
-        self._rows: np.ndarray = np.zeros((0, 3))
+        self._rows: np.ndarray = np.zeros((0, len(_COLUMNS)))
 
     def _all_passes(self) -> Iterator[np.ndarray]:
         number = 0
@@ -72,16 +74,14 @@ class PairStream:
         mine = order if by_rows else order[self._rank :: self._world_size]
         for start in range(0, len(mine), self._window):
             table = self._file.read_row_groups(
-                [int(group) for group in mine[start : start + self._window]], columns=["anchor", "candidate", "weight"]
+                [int(group) for group in mine[start : start + self._window]], columns=list(_COLUMNS)
             )
-            rows = np.stack(
-                [table[name].to_numpy().astype(np.float64) for name in ("anchor", "candidate", "weight")], axis=1
-            )
+            rows = np.stack([table[name].to_numpy().astype(np.float64) for name in _COLUMNS], axis=1)
             rows = rows[rng.permutation(len(rows))]
             yield rows[self._rank :: self._world_size] if by_rows else rows
 
-    def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The next pairs: anchor_B, candidate_B (int64), weight_B (float32)."""
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The next pairs: anchor_B, candidate_B (int64), weight_B, grade_B (float32)."""
         parts = []
         while count > 0:
             if len(self._rows) == 0:
@@ -89,35 +89,59 @@ class PairStream:
             parts.append(self._rows[:count])
             self._rows = self._rows[count:]
             count -= len(parts[-1])
-        rows = np.concatenate(parts)
-        return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2].astype(np.float32)
+        anchor_B, candidate_B, weight_B, grade_B = np.concatenate(parts).T
+        ids = anchor_B.astype(np.int64), candidate_B.astype(np.int64)
+        return *ids, weight_B.astype(np.float32), grade_B.astype(np.float32)
 
 
 class Reader:
     """Yields Batches of the training split for one rank, without end.
 
     Args:
-        dataset, schema: the prepared dataset and its declaration.
+        dataset, schema: the prepared dataset and its declaration. negatives: what pairs are compared with.
+        rules: per task, what its loss wants of its pairs (none: nothing special).
         seed: of everything drawn here.
         rank, world_size: whose part to read.
     """
 
     def __init__(
-        self, config: ReaderConfig, dataset: PreparedDataset, schema: Schema, *, seed: int, rank: int, world_size: int
+        self,
+        config: ReaderConfig,
+        dataset: PreparedDataset,
+        schema: Schema,
+        *,
+        negatives: NegativesConfig,
+        rules: Mapping[str, PairRules] | None = None,
+        seed: int,
+        rank: int,
+        world_size: int,
     ) -> None:
         self._config, self._seed, self._rank, self._world_size = config, seed, rank, world_size
         tasks = schema.trained_tasks
+        _check_tasks(negatives, tasks)
         self._pairs = {name: dataset.manifest.tasks[name].pairs["train"] for name in tasks}
         self.batch_sizes = batch_sizes(config.mixing, self._pairs, config.batch_size)
         self._candidate_entity = {name: task.candidate for name, task in tasks.items()}
-        self._catalogue = {entity: info.count for entity, info in dataset.manifest.entities.items()}
         self._streams = {
             name: PairStream(
                 dataset, name, seed=[seed, number], rank=rank, world_size=world_size, window=config.shuffle_row_groups
             )
             for number, name in enumerate(tasks)
         }
-        self._log_count = {name: self._log_expected_count(name, dataset.frequencies(name)) for name in tasks}
+        self._samplers = {
+            entity: Sampler(
+                {name: negatives.of(name) for name in tasks if tasks[name].candidate == entity},
+                {name: dataset.frequencies(name) for name in tasks if tasks[name].candidate == entity},
+                dataset.manifest.entities[entity].count,
+            )
+            for entity in dict.fromkeys(self._candidate_entity.values())
+        }
+        self._makers = {
+            name: PairMaker(
+                dataset, name, negatives, (rules or {}).get(name, PairRules()), self._samplers[task.candidate]
+            )
+            for name, task in tasks.items()
+        }
         self._collate = Collator(
             dataset,
             id_dropout={
@@ -133,32 +157,22 @@ class Reader:
         """Steps until as many pairs have passed, over all ranks and tasks, as the training split holds."""
         return -(-sum(self._pairs.values()) // (self._config.batch_size * self._world_size))
 
-    def _log_expected_count(self, task: str, count_N: np.ndarray) -> np.ndarray:
-        """log E[copies of candidate n in a batch of all ranks]: in-batch draws plus uniform draws."""
-        in_batch_N = self.batch_sizes[task] * count_N / max(self._pairs[task], 1)
-        uniform = self._config.uniform_negatives / self._catalogue[self._candidate_entity[task]]
-        with np.errstate(divide="ignore"):
-            return np.log(self._world_size * (in_batch_N + uniform)).astype(np.float32)
+    @property
+    def draws_per_step(self) -> int:
+        """Negatives that this rank draws from catalogues in a step."""
+        return sum(sampler.size for sampler in self._samplers.values())
 
     def _batches(self) -> Iterator[Batch]:
         step = 0
         while True:
             rng = np.random.default_rng([self._seed, 1 << 20, step, self._rank])
-            negatives = {
-                entity: rng.integers(0, self._catalogue[entity], self._config.uniform_negatives)
-                for entity in dict.fromkeys(self._candidate_entity.values())
-            }
-            pairs = {}
-            for name, stream in self._streams.items():
-                anchor_B, candidate_B, weight_B = stream.take(self.batch_sizes[name])
-                log_count_N = self._log_count[name]
-                pairs[name] = TaskPairs(
-                    anchor_B=anchor_B,
-                    candidate_B=candidate_B,
-                    weight_B=weight_B,
-                    log_count_B=log_count_N[candidate_B],
-                    negative_log_count_M=log_count_N[negatives[self._candidate_entity[name]]],
+            negatives = {entity: sampler.draw(rng) for entity, sampler in self._samplers.items()}
+            pairs = {
+                name: self._makers[name](
+                    *stream.take(self.batch_sizes[name]), negatives[self._candidate_entity[name]], rng
                 )
+                for name, stream in self._streams.items()
+            }
             yield self._collate(pairs, negatives, dropout_key=self._seed * 1_000_003 + step)
             step += 1
 
@@ -166,6 +180,12 @@ class Reader:
         if self._config.prefetch == 0:
             return self._batches()
         return prefetched(self._batches(), self._config.prefetch)
+
+
+def _check_tasks(negatives: NegativesConfig, tasks: Mapping[str, object]) -> None:
+    for name in negatives.tasks:
+        if name not in tasks:
+            raise UserError(f"negatives.tasks names '{name}', which is no trained task: {list(tasks)}")
 
 
 def prefetched(source: Iterator[Batch], depth: int) -> Iterator[Batch]:

@@ -4,16 +4,26 @@ Second stage of the model. All are residual around an identity path whose start 
 untrained model already scores by shared tokens, and training learns what to add.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def _zeroed(linear: nn.Linear) -> nn.Linear:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def in_slices(function: Callable[..., Tensor], at_once: int, *inputs: Tensor) -> Tensor:
+    """`function` of the inputs' rows, `at_once` rows at a time (0: all); activations are recomputed in the backward."""
+    rows = len(inputs[0])
+    if at_once == 0 or rows <= at_once:
+        return function(*inputs)
+    slices = [[x[start : start + at_once] for x in inputs] for start in range(0, rows, at_once)]
+    return torch.cat([checkpoint(function, *parts, use_reentrant=False) for parts in slices])
 
 
 class ResidualMLP(nn.Module):

@@ -5,7 +5,7 @@ index serves all tasks); the task is on the anchor side alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 from torchrec_mt.batch import Batch
 from torchrec_mt.errors import require
 from torchrec_mt.models.embeddings import Embeddings, TableSpec
-from torchrec_mt.models.towers import TaskConditioning, Tower
+from torchrec_mt.models.scales import TaskScales, Temperature
+from torchrec_mt.models.towers import TaskConditioning, Tower, in_slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,9 @@ class ModelConfig:
         hidden, depth: width and number of residual blocks per tower.
         task_hidden, task_dim: width of a task's own anchor block and of the task embedding.
         dropout: inside the residual blocks.
-        temperature: initial temperature of every task; learned, within [min_temperature, max_temperature].
+        temperature: of tasks not named in `temperatures`.
+        rows_at_once: entities (and anchors) that go through the towers at a time, 0 for all: their activations are then
+            computed again in the backward pass instead of being kept (GradCache, Gao et al. 2021, with one backward).
     """
 
     dim: int = 64
@@ -36,20 +39,16 @@ class ModelConfig:
     task_hidden: int = 128
     task_dim: int = 16
     dropout: float = 0.0
-    temperature: float = 0.07
-    min_temperature: float = 0.02
-    max_temperature: float = 1.0
+    temperature: Temperature = field(default_factory=Temperature)
+    temperatures: dict[str, Temperature] = field(default_factory=dict)
+    rows_at_once: int = 0
 
     def __post_init__(self) -> None:
         for key in ("dim", "hidden", "task_hidden", "task_dim"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         require(self.depth >= 0, "depth", self.depth, "0 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
-        bounds = (
-            f"above 0 and within [min_temperature, max_temperature] = [{self.min_temperature}, {self.max_temperature}]"
-        )
-        inside = 0 < self.min_temperature <= self.temperature <= self.max_temperature
-        require(inside, "temperature", self.temperature, bounds)
+        require(self.rows_at_once >= 0, "rows_at_once", self.rows_at_once, "0 (all) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +62,31 @@ class EntitySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What the data demands of the model: tables, entities, and (anchor, candidate) entity per trained task."""
+    """What the data and the losses demand of the model.
+
+    Args:
+        tasks: (anchor, candidate) entity per trained task. biased: tasks whose loss has a learned bias.
+    """
 
     tables: tuple[TableSpec, ...]
     entities: dict[str, EntitySpec]
     tasks: dict[str, tuple[str, str]]
+    biased: tuple[str, ...] = ()
 
 
 class Vectors(NamedTuple):
     """What the losses need: "the cut". All vectors have length 1.
 
-    anchor_BD, candidate_BD per task; negative_MD per candidate entity; inverse temperature (scalar) per task.
+    anchor_BD, candidate_BD per task; private_BHD per task that has hard negatives; negative_MD per candidate entity;
+    inverse temperature and bias (scalars) per task.
     """
 
     anchor: dict[str, Tensor]
     candidate: dict[str, Tensor]
+    private: dict[str, Tensor]
     negative: dict[str, Tensor]
     inverse_temperature: dict[str, Tensor]
+    bias: dict[str, Tensor]
 
 
 class TwoTower(nn.Module):
@@ -94,7 +101,7 @@ class TwoTower(nn.Module):
     ) -> None:
         super().__init__()
         self._spec = spec
-        self._log_bounds = tuple(-torch.tensor([config.max_temperature, config.min_temperature]).log())
+        self._rows_at_once = config.rows_at_once
         keys = {name: entity.keys for name, entity in spec.entities.items()}
         self.embeddings = Embeddings(spec.tables, keys, table_device or device)
         with torch.device(device):
@@ -118,17 +125,25 @@ class TwoTower(nn.Module):
                 task_dim=config.task_dim,
                 dropout=config.dropout,
             )
-            self.log_inverse_temperature_T = nn.Parameter(-torch.tensor([config.temperature] * len(spec.tasks)).log())
+            self.scales = TaskScales(spec.tasks, config.temperature, config.temperatures, spec.biased)
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """Every entity of the batch, vector_ED per entity type, before task conditioning, not normalised."""
         ranges = {entity: (rows.start, rows.stop) for entity, rows in batch.entities.items()}
         sparse = self.embeddings(batch.features, ranges)
-        return {entity: self.towers[entity](sparse[entity], rows.dense_ED) for entity, rows in batch.entities.items()}
+        return {
+            entity: in_slices(
+                lambda *inputs, tower=self.towers[entity]: tower(inputs[:-1], inputs[-1]),
+                self._rows_at_once,
+                *sparse[entity],
+                rows.dense_ED,
+            )
+            for entity, rows in batch.entities.items()
+        }
 
     def anchors(self, x_BD: Tensor, task: str) -> Tensor:
         """Unit anchor vectors of a task from `encode`'s vectors."""
-        return normalize(self.conditioning(x_BD, task), dim=1)
+        return in_slices(lambda x_RD: normalize(self.conditioning(x_RD, task), dim=1), self._rows_at_once, x_BD)
 
     def forward(self, batch: Batch, anchors_of: Mapping[str, str] | None = None) -> Vectors:
         """Vectors of the batch's pairs; or, without pairs, of its entities.
@@ -143,16 +158,18 @@ class TwoTower(nn.Module):
             return Vectors(
                 anchor={task: self.anchors(x[entity], task) for task, entity in anchors_of.items()},
                 candidate={},
+                private={},
                 negative={entity: normalize(x_ED, dim=1) for entity, x_ED in x.items()},
                 inverse_temperature={},
+                bias={},
             )
         unit = {entity: normalize(x_ED, dim=1) for entity, x_ED in x.items()}
-        anchor, candidate = {}, {}
+        anchor, candidate, private = {}, {}, {}
         for task, pairs in batch.pairs.items():
             anchor_entity, candidate_entity = self._spec.tasks[task]
             anchor[task] = self.anchors(x[anchor_entity][pairs.anchor_B], task)
             candidate[task] = unit[candidate_entity][pairs.candidate_B]
+            if pairs.private is not None:
+                private[task] = unit[candidate_entity][pairs.private.row_BH]
         negative = {entity: unit[entity][negatives.row_M] for entity, negatives in batch.negatives.items()}
-        low, high = self._log_bounds
-        inverse_T = self.log_inverse_temperature_T.clamp(low.item(), high.item()).exp()
-        return Vectors(anchor, candidate, negative, dict(zip(self._spec.tasks, inverse_T, strict=True)))
+        return Vectors(anchor, candidate, private, negative, *self.scales())

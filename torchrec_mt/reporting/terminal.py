@@ -61,3 +61,7 @@ class TrainingProgress:
             return
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.endswith("/recall@100"))
         self._bar.console.print(f"step {step}: validation {shown}", highlight=False, soft_wrap=True)
+
+    def warning(self, step: int, text: str) -> None:
+        if self._enabled:
+            self._bar.console.print(f"[yellow]step {step}: warning: {text}[/]", highlight=False, soft_wrap=True)

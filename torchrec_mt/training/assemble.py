@@ -9,13 +9,15 @@ from torchrec_mt.data.slots import assign_slots
 from torchrec_mt.distributed.planning import ShardingConfig, make_plan
 from torchrec_mt.distributed.runtime import Runtime, seed_everything
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
+from torchrec_mt.errors import UserError
 from torchrec_mt.models.embeddings import TableSpec
+from torchrec_mt.models.losses.config import BceLoss, LossConfig
 from torchrec_mt.models.two_tower import EntitySpec, ModelConfig, ModelSpec, TwoTower
 from torchrec_mt.schema import Schema
 
 
-def model_spec(manifest: Manifest, schema: Schema) -> ModelSpec:
-    """Tables, towers and tasks that the dataset demands."""
+def model_spec(manifest: Manifest, schema: Schema, losses: LossConfig) -> ModelSpec:
+    """Tables, towers, tasks and biases that the dataset and the losses demand."""
     slots = assign_slots(manifest)
     dims = {name: schema.tables[name].dim for name in manifest.tables}
     entities = {}
@@ -36,6 +38,7 @@ def model_spec(manifest: Manifest, schema: Schema) -> ModelSpec:
         ),
         entities=entities,
         tasks={name: (task.anchor, task.candidate) for name, task in schema.trained_tasks.items()},
+        biased=tuple(name for name in schema.trained_tasks if isinstance(losses.of(name), BceLoss)),
     )
 
 
@@ -57,6 +60,7 @@ def build_model(
     model_config: ModelConfig,
     sharding: ShardingConfig,
     *,
+    losses: LossConfig,
     runtime: Runtime,
     seed: int,
     batch_rows: int,
@@ -65,9 +69,15 @@ def build_model(
     """The model, its tables sharded over the ranks with their optimizer fused in.
 
     Args:
-        batch_rows: rows of a batch per rank that the planner should expect.
+        losses: decides which tasks have a bias. batch_rows: rows of a batch per rank that the planner should expect.
+
+    Raises:
+        UserError: a temperature for a task that is not trained; tables that cannot be planned.
     """
-    spec = model_spec(manifest, schema)
+    spec = model_spec(manifest, schema, losses)
+    for name in model_config.temperatures:
+        if name not in spec.tasks:
+            raise UserError(f"model.temperatures names '{name}', which is no trained task: {list(spec.tasks)}")
     seed_everything(seed)
     model = TwoTower(spec, model_config, device=runtime.device, table_device=torch.device("meta"))
     fuse_table_optimizer(model.embeddings, table_rate)

@@ -6,11 +6,15 @@ from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
-from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.dataset import Manifest, PreparedDataset
+from torchrec_mt.data.negatives import NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
+from torchrec_mt.data.task_pairs import PairRules
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.errors import UserError
+from torchrec_mt.models.losses.config import LossConfig, SoftmaxLoss
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.encode import model_rankers
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, evaluate_task
@@ -18,17 +22,36 @@ from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model
+from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.step import TaskSides
 from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
 
 
-def task_sides(schema: Schema) -> dict[str, TaskSides]:
+def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
     """What the loss must know of each trained task."""
     return {
-        name: TaskSides(candidate=task.candidate, same_entity=task.anchor == task.candidate)
+        name: TaskSides(task.candidate, manifest.entities[task.anchor].count, manifest.entities[task.candidate].count)
         for name, task in schema.trained_tasks.items()
     }
+
+
+def pair_rules(losses: LossConfig, schema: Schema) -> dict[str, PairRules]:
+    """What the losses want of their tasks' pairs.
+
+    Raises:
+        UserError: a loss for a task that is not trained.
+    """
+    for name in losses.tasks:
+        if name not in schema.trained_tasks:
+            raise UserError(f"loss.tasks names '{name}', which is no trained task: {list(schema.trained_tasks)}")
+    rules = {}
+    for name in schema.trained_tasks:
+        match losses.of(name):
+            case SoftmaxLoss(symmetric=symmetric, grades=grades):
+                rules[name] = PairRules(symmetric=symmetric, grades=grades)
+            case _:
+                rules[name] = PairRules()
+    return rules
 
 
 def validate(
@@ -59,6 +82,8 @@ def train(
     *,
     config_json: str,
     reader_config: ReaderConfig,
+    negatives: NegativesConfig,
+    losses: LossConfig,
     model_config: ModelConfig,
     sharding: ShardingConfig,
     optim: OptimConfig,
@@ -70,7 +95,16 @@ def train(
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened."""
     weights = static_weights(balancing, list(schema.trained_tasks))
-    reader = Reader(reader_config, dataset, schema, seed=seed, rank=runtime.rank, world_size=runtime.world_size)
+    reader = Reader(
+        reader_config,
+        dataset,
+        schema,
+        negatives=negatives,
+        rules=pair_rules(losses, schema),
+        seed=seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+    )
     steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch))
     model, plan = build_model(
         dataset.manifest,
@@ -79,7 +113,8 @@ def train(
         sharding,
         runtime=runtime,
         seed=seed,
-        batch_rows=2 * reader_config.batch_size + reader_config.uniform_negatives,
+        losses=losses,
+        batch_rows=2 * reader_config.batch_size + reader.draws_per_step,
         table_rate=optim.table_rate,
     )
 
@@ -95,12 +130,12 @@ def train(
         trainer_config,
         model,
         Optimizers(optim, model, steps),
-        tasks=task_sides(schema),
+        objective=Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device),
         weights=weights,
         runtime=runtime,
         validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
         log=log.write if log else lambda step, kind, values: None,
-        model_path=run.model_path,
+        run_path=run.path,
         progress=progress,
     )
     try:
@@ -118,6 +153,7 @@ def load_run_model(
     dataset: PreparedDataset,
     schema: Schema,
     model_config: ModelConfig,
+    losses: LossConfig,
     sharding: ShardingConfig,
     *,
     runtime: Runtime,
@@ -129,6 +165,7 @@ def load_run_model(
         schema,
         model_config,
         sharding,
+        losses=losses,
         runtime=runtime,
         seed=0,
         batch_rows=4096,

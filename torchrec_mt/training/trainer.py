@@ -1,7 +1,5 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,10 +14,13 @@ from torchrec_mt.distributed.collectives import from_main, sum_over_ranks
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError, require
+from torchrec_mt.models.embeddings import Embeddings
+from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
 from torchrec_mt.training.checkpoint import save_model
+from torchrec_mt.training.clock import StepClock
 from torchrec_mt.training.early_stop import EarlyStop
+from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
-from torchrec_mt.training.step import TaskSides, task_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,15 @@ class Progress(Protocol):
     def validation(self, step: int, values: Metrics) -> None:
         """A validation."""
 
+    def warning(self, step: int, text: str) -> None:
+        """Something that a person should look at."""
+
 
 class Trainer:
     """Trains one model.
 
     Args:
-        tasks: entities of each task. weights: weight of each task's loss.
+        objective: losses of a batch. weights: weight of each task's loss.
         validate: metrics of the current model by "TASK/METRIC"; called on every rank, result used of rank 0.
         log: called on the main rank with step, kind and values.
     """
@@ -80,45 +84,62 @@ class Trainer:
         model: DistributedModelParallel,
         optimizers: Optimizers,
         *,
-        tasks: dict[str, TaskSides],
+        objective: Objective,
         weights: dict[str, float],
         runtime: Runtime,
         validate: Callable[[], Metrics | None],
         log: Callable[[int, str, Metrics], None],
-        model_path: Path,
+        run_path: Path,
         progress: Progress | None = None,
     ) -> None:
         self._config, self._model, self._optimizers = config, model, optimizers
-        self._tasks, self._weights, self._runtime = tasks, weights, runtime
-        self._validate, self._log, self._model_path = validate, log, model_path
+        self._objective, self._weights, self._runtime = objective, weights, runtime
+        self._validate, self._log, self._run_path = validate, log, run_path
         self._progress = progress
+        self._clock = StepClock(runtime.device)
+        self._clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
 
-    def train_step(self, batch: Batch, step: int) -> torch.Tensor:
-        """One step. Returns the losses of the batch of all ranks, losses_T, still on the device."""
+    def train_step(self, batch: Batch, step: int) -> dict[str, float]:
+        """One step. Returns the losses of the batch of all ranks by task.
+
+        Raises:
+            UserError: a loss that is no finite number, before anything was updated.
+        """
+        clock = self._clock
         batch = pad_rows(batch.to(self._runtime.device, non_blocking=True))
         self._optimizers.set_rate(step)
         self._optimizers.zero_grad()
+        clock.mark("copy")
         vectors = self._model(batch)
-        losses = task_losses(vectors, batch, self._tasks)
+        clock.mark("towers")
+        losses = self._objective(vectors, batch, step)
+        mean_T = sum_over_ranks(torch.stack(list(losses.values()))) / self._runtime.world_size
+        values = dict(zip(losses, mean_T.tolist(), strict=True))
+        check_losses(values, batch, step + 1, self._run_path / "offending_batch", self._runtime.rank)
+        clock.mark("loss")
         # The only backward of the step: it also updates the tables.
         sum(self._weights[name] * loss for name, loss in losses.items()).backward()  # type: ignore[union-attr]
+        clock.mark("tables")
         self._optimizers.step()
-        return sum_over_ranks(torch.stack(list(losses.values()))) / self._runtime.world_size
+        clock.mark("optimizer")
+        self._candidates = {name: candidate_BD.detach() for name, candidate_BD in vectors.candidate.items()}
+        return values
 
     def run(self, batches: Iterator[Batch], steps: int) -> tuple[EarlyStop, int]:
         """Trains for `steps` steps or until early stop. Returns the stop's memory and the steps taken."""
-        config, stop = self._config, EarlyStop(self._config.patience)
+        config, stop, step = self._config, EarlyStop(self._config.patience), 0
         validate_at = {round(steps * (n + 1) / config.validations) for n in range(config.validations)} | {steps}
-        started, pairs, step = time.perf_counter(), 0, 0
         self._model.train()
         with closing(batches):  # type: ignore[type-var]
             for step in range(1, steps + 1):
+                logs = step % config.log_every == 0 or step in validate_at or step == 1
+                self._clock.start(timed=logs)
                 batch = next(batches)
-                losses_T = self.train_step(batch, step - 1)
-                pairs += batch.num_pairs * self._runtime.world_size
-                if step % config.log_every == 0 or step in validate_at or step == 1:
-                    rate = pairs / (time.perf_counter() - started)
-                    self._log_step(step, steps, losses_T, rate)
+                self._clock.mark("data")
+                losses = self.train_step(batch, step - 1)
+                self._clock.stop()
+                if logs:
+                    self._log_step(step, steps, losses, batch.num_pairs)
                 if step in validate_at:
                     if self._validation(step, stop):
                         save_model(self._model, self._model_path / "best")
@@ -128,18 +149,27 @@ class Trainer:
         save_model(self._model, self._model_path / "last")
         return stop, step
 
-    def _log_step(self, step: int, steps: int, losses_T: torch.Tensor, pairs_per_second: float) -> None:
-        values = dict(zip(self._tasks, losses_T.tolist(), strict=True))
-        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if bad:
-            raise UserError(
-                f"the loss at step {step} is {bad}: lower optim.table_rate or optim.dense_rate", exit_code=1
-            )
-        metrics = {f"loss/{name}": value for name, value in values.items()} | {"pairs_per_second": pairs_per_second}
-        if self._runtime.is_main:
-            self._log(step, "train", metrics)
-            if self._progress:
-                self._progress.step(step, steps, metrics)
+    @property
+    def _model_path(self) -> Path:
+        return self._run_path / "model"
+
+    def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
+        phases = self._clock.read()
+        spreads = {name: spread(candidate_BD) for name, candidate_BD in self._candidates.items()}
+        if not self._runtime.is_main:
+            return
+        rate = pairs * self._runtime.world_size / (sum(phases.values()) / 1000)
+        metrics = {f"loss/{name}": value for name, value in losses.items()} | {"pairs_per_second": rate}
+        metrics |= {f"ms/{phase}": value for phase, value in phases.items()}
+        metrics |= {f"spread/{name}": value for name, value in spreads.items()}
+        self._log(step, "train", metrics)
+        if self._progress:
+            self._progress.step(step, steps, metrics)
+        for name, value in spreads.items():
+            if value < COLLAPSED:
+                self._log(step, "warning", {f"collapse/{name}": value})
+                if self._progress:
+                    self._progress.warning(step, f"the vectors of task '{name}' collapse: spread {value:.3f} of 1")
 
     def _validation(self, step: int, stop: EarlyStop) -> bool:
         metrics: dict[str, Any] = from_main(self._validate())

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchrec_mt.training.step import task_losses
 
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_schema, write_tiny
@@ -16,7 +17,6 @@ from torchrec_mt.models.two_tower import ModelConfig, TwoTower
 from torchrec_mt.training.assemble import build_model, model_spec
 from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.step import task_losses
 
 MODEL = ModelConfig(dim=16, hidden=24, task_hidden=24)
 OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, warmup_steps=4)

@@ -1,0 +1,55 @@
+"""What must not pass in silence: a loss that is no number, vectors that all become one."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchrec_mt.batch import Batch
+from torchrec_mt.errors import UserError
+
+COLLAPSED = 0.05
+"""Below this spread the vectors of a batch point almost one way. An untrained model has 0.5 and more."""
+
+
+def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: Path, rank: int) -> None:
+    """Stops the run at a loss that is no finite number, before the backward pass could spoil the tables.
+
+    Saves the batch of this rank as `rank-R.pt` (readable by torch.load with weights_only). Called on every rank with
+    the losses over all ranks, so all stop together.
+
+    Raises:
+        UserError: naming step and task.
+    """
+    bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+    if not bad:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"step": step, "losses": dict(losses), "batch": plain(batch)}, folder / f"rank-{rank}.pt")
+    shown = ", ".join(f"{name}: {value}" for name, value in bad.items())
+    raise UserError(
+        f"the loss at step {step} is no finite number ({shown}); tables and weights are as before the step, the batch is "
+        f"in '{folder}': lower optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
+        exit_code=1,
+    )
+
+
+def plain(value: Any) -> Any:
+    """A batch as dictionaries of tensors and numbers."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "to_dict") and hasattr(value, "keys"):  # KeyedJaggedTensor
+        return {"keys": value.keys(), "values": value.values(), "weights": value.weights(), "lengths": value.lengths()}
+    return value
+
+
+def spread(vector_BD: Tensor) -> float:
+    """1 - |mean unit vector|^2: 0 where all are one, near 1 where they point every way."""
+    return 1.0 - float(vector_BD.mean(dim=0).square().sum())

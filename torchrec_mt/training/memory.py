@@ -1,0 +1,93 @@
+"""What an objective remembers of earlier batches: candidate vectors (memory negatives) and how often candidates come.
+
+Both see the candidates of all ranks in rank order, so they are the same on every rank.
+
+Legend: P pairs of all ranks, Q vectors remembered, D width, X buckets of a hash table, H hash tables.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchrec_mt.data.negatives import Memory, StreamingFrequencies
+
+
+class Columns(NamedTuple):
+    """Candidates that anchors are compared with.
+
+    vector_CD, id_C; share_C: share of the task's pairs that hold the id; drawn_C: copies expected from draws of all ranks.
+    """
+
+    vector_CD: Tensor
+    id_C: Tensor
+    share_C: Tensor
+    drawn_C: Tensor
+
+    @staticmethod
+    def joined(parts: list["Columns"]) -> "Columns":
+        """All columns side by side."""
+        return Columns(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+class CandidateMemory:
+    """The candidates of past steps, oldest first, as they were encoded then."""
+
+    def __init__(self, source: Memory) -> None:
+        self._source = source
+        self._steps: deque[tuple[int, Columns]] = deque()
+
+    def recall(self, step: int) -> list[Columns]:
+        """What is young enough, oldest first; nothing during warm-up."""
+        while self._steps and self._steps[0][0] < step - self._source.max_age:
+            self._steps.popleft()
+        return [] if step < self._source.warmup else [columns for _, columns in self._steps]
+
+    def keep(self, step: int, columns: Columns) -> None:
+        """Remembers a step's candidates and forgets the oldest beyond the size."""
+        newest = Columns(*(tensor.detach()[-self._source.size :] for tensor in columns))
+        self._steps.append((step, newest))
+        over = sum(len(held.id_C) for _, held in self._steps) - self._source.size
+        while over > 0:
+            oldest_step, oldest = self._steps.popleft()
+            if len(oldest.id_C) > over:
+                self._steps.appendleft((oldest_step, Columns(*(tensor[over:] for tensor in oldest))))
+            over -= len(oldest.id_C)
+
+
+class FrequencyEstimator:
+    """Share of a candidate in the stream of pairs, from the gaps between its appearances (Yi et al., RecSys 2019).
+
+    Gaps are counted in pairs, not steps, so that a candidate may come several times in a batch. A first appearance's gap
+    reaches back to the start. Several hash tables, the largest gap: a collision can only shorten gaps.
+    """
+
+    def __init__(self, config: StreamingFrequencies, device: torch.device) -> None:
+        self._config, self._seen = config, 0
+        shape = (config.hashes, config.buckets)
+        self._last_HX = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._gap_HX = torch.full(shape, torch.inf, device=device)
+
+    def update(self, id_P: Tensor) -> None:
+        """Counts the candidates of a step."""
+        self._seen += len(id_P)
+        for last_X, gap_X, bucket_P in zip(self._last_HX, self._gap_HX, self._buckets(id_P), strict=True):
+            bucket_U, copies_U = bucket_P.unique(return_counts=True)
+            gap_U = (self._seen - last_X[bucket_U]) / copies_U
+            keep_U = (1 - self._config.rate) ** copies_U
+            old_U = gap_X[bucket_U]
+            gap_X[bucket_U] = torch.where(
+                old_U.isinf(), gap_U, keep_U * old_U.nan_to_num(posinf=0) + (1 - keep_U) * gap_U
+            )
+            last_X[bucket_U] = self._seen
+
+    def share(self, id_C: Tensor) -> Tensor:
+        """Estimated share of each id in the stream, 0 where it never came: share_C."""
+        gaps = [gap_X[bucket_C] for gap_X, bucket_C in zip(self._gap_HX, self._buckets(id_C), strict=True)]
+        return torch.stack(gaps).amax(dim=0).reciprocal()
+
+    def _buckets(self, id_C: Tensor) -> list[Tensor]:
+        odd = (0x9E3779B97F4A7C1, 0xBF58476D1CE4E5B, 0x94D049BB133111F)
+        mixed = [id_C * (odd[h % 3] + 2 * h) for h in range(self._config.hashes)]
+        return [((one ^ (one >> 29)) * 0x2545F4914F6CDD1D >> 20) % self._config.buckets for one in mixed]

@@ -1,8 +1,8 @@
 """Batch: what crosses from the reader to the model, every distinct entity once.
 
 Legend: B pairs of a task, E rows (distinct entities of the batch, all entity types one after the other), M drawn
-negatives, H hard negatives of an anchor, L entries of a sparse list, D width of dense features. A `row` is a position among the rows of its entity in the batch, an `id` an
-entity's row in its catalogue.
+negatives, H hard negatives of an anchor, L entries of a sparse list, D width of dense features. A `row` is a position
+among the rows of its entity in the batch, an `id` an entity's row in its catalogue.
 
 One KeyedJaggedTensor holds the bags of all E rows. Features of *different* entities that read the same table share a
 key (query text and product title both travel under `tokens/0`), so a table is looked up once per step and, with an
@@ -86,7 +86,7 @@ class Private(_Movable):
 
 @dataclass(frozen=True)
 class Backward(_Movable):
-    """What the direction from candidate to anchor needs: share_B of the anchors, and anchors known of each candidate."""
+    """For the direction from candidate to anchor: share_B of the anchors, and the anchors known of each candidate."""
 
     share_B: Tensor
     known: Entries
@@ -103,7 +103,7 @@ class Pairs(_Movable):
             draws of one rank are expected to hold. share_M, drawn_M: the same of the task's own drawn negatives.
         stretches: which stretches [start, stop) of the candidate entity's drawn negatives are the task's, M in all.
         blocked: ids that an anchor must not be compared with among the shared columns.
-        private: hard negatives; None where the task has no such source. backward: None where the loss has one direction.
+        private: hard negatives; None where the task has none. backward: None where the loss has one direction.
     """
 
     anchor_B: Tensor

@@ -14,6 +14,7 @@ PROGRAMS = {
     "doctor": "check the installation and this machine; say what mends each problem",
     "prepare": "raw tables in, prepared dataset out",
     "train": "train a model on a prepared dataset, into a run folder",
+    "mine": "hard negatives for the next training, from a run's model",
     "evaluate": "score a run and the baselines over the whole catalogue",
 }
 

@@ -73,7 +73,7 @@ class Collator:
         """A Batch of pairs and drawn negatives.
 
         Args:
-            pairs: per task. negatives: per candidate entity, catalogue rows id_M (the tasks' stretches point into them).
+            pairs: per task. negatives: per candidate entity, catalogue rows id_M that the tasks' stretches cut.
             dropout_key: seeds the dropout of ids (None: no dropout).
         """
         tasks = self._dataset.manifest.tasks

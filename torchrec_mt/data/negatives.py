@@ -2,7 +2,7 @@
 
 A product stands among the columns of an anchor because a source put it there: another pair of the batch, a draw from
 the catalogue, a memory of past batches, or the anchor's own list. Each source knows how many copies of a product it is
-expected to give, and logQ is the logarithm of their sum (`training/objective.py` adds what depends on ranks and memory).
+expected to give; logQ is the logarithm of their sum (`training/objective.py` adds what ranks and memory give).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class InBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """`count` candidates per rank and step drawn evenly from the catalogue; tasks of one candidate entity share them."""
+    """`count` candidates per rank and step, drawn evenly; tasks of one candidate entity share them."""
 
     kind: Literal["uniform"] = "uniform"
     count: int = 1024
@@ -50,8 +50,8 @@ class Memory:
     """Candidates of past batches as they were then, without gradient (Wang et al., "Cross-Batch Negative Sampling").
 
     Args:
-        size: vectors kept, of all ranks together. max_age: steps after which a vector is too stale. warmup: steps before
-            the first use, since vectors move fast at the start.
+        size: vectors kept, of all ranks together. max_age: steps after which a vector is too stale. warmup: steps
+            before the first use, since vectors move fast at the start.
     """
 
     kind: Literal["memory"] = "memory"

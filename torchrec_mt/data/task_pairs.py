@@ -1,4 +1,4 @@
-"""Pairs of one task with everything that logQ, masks and hard negatives must know of them. Between stream and collate."""
+"""Pairs of one task with all that logQ, masks and hard negatives must know of them. Between stream and collate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How cosines become logits: a temperature per task, learned within bounds or fixed, and a bias for losses that need one."""
+"""How cosines become logits: a temperature per task, learned within bounds or fixed, and a bias for those that need one."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

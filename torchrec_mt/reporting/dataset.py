@@ -50,3 +50,12 @@ def _embedding_tables(manifest: Mapping[str, Any]) -> Table:
     for name, rows in manifest["tables"].items():
         table.add_row(name, f"{rows:,}")
     return table
+
+
+def mined_table(about: Mapping[str, Any]) -> Table:
+    """What `torchrec-mt mine` found, from `mined.json`."""
+    table = _table("hard negatives", "task", "anchors", "negatives", "per anchor")
+    for name, task in about["tasks"].items():
+        share = task["negatives"] / max(1, task["anchors"])
+        table.add_row(name, f"{task['anchors']:,}", f"{task['negatives']:,}", f"{share:.1f}")
+    return table

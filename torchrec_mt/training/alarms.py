@@ -31,8 +31,8 @@ def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: P
     torch.save({"step": step, "losses": dict(losses), "batch": plain(batch)}, folder / f"rank-{rank}.pt")
     shown = ", ".join(f"{name}: {value}" for name, value in bad.items())
     raise UserError(
-        f"the loss at step {step} is no finite number ({shown}); tables and weights are as before the step, the batch is "
-        f"in '{folder}': lower optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
+        f"the loss at step {step} is no finite number ({shown}); tables and weights are as before the step, the batch "
+        f"is in '{folder}': lower optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
         exit_code=1,
     )
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: data, copy, lookup, towers, loss, backward, tables, optimizer, and what is left (idle).
+"""Where a step's time goes: data, copy, lookup, towers, loss, backward, tables, optimizer, and what is left (idle).
 
 Every mark gives the time since the last one to a phase. On a GPU only the steps that are timed wait for the device at
 each mark, so that a launch is not taken for the work.

@@ -17,7 +17,7 @@ from torchrec_mt.data.negatives import Memory, StreamingFrequencies
 class Columns(NamedTuple):
     """Candidates that anchors are compared with.
 
-    vector_CD, id_C; share_C: share of the task's pairs that hold the id; drawn_C: copies expected from draws of all ranks.
+    vector_CD, id_C; share_C: share of the task's pairs with the id; drawn_C: copies expected from draws of all ranks.
     """
 
     vector_CD: Tensor
@@ -59,8 +59,8 @@ class CandidateMemory:
 class FrequencyEstimator:
     """Share of a candidate in the stream of pairs, from the gaps between its appearances (Yi et al., RecSys 2019).
 
-    Gaps are counted in pairs, not steps, so that a candidate may come several times in a batch. A first appearance's gap
-    reaches back to the start. Several hash tables, the largest gap: a collision can only shorten gaps.
+    Gaps are counted in pairs, not steps, so that a candidate may come several times in a batch. The gap of a first
+    appearance reaches back to the start. Of several hash tables the largest gap: a collision can only shorten gaps.
     """
 
     def __init__(self, config: StreamingFrequencies, device: torch.device) -> None:
@@ -77,9 +77,8 @@ class FrequencyEstimator:
             gap_U = (self._seen - last_X[bucket_U]) / copies_U
             keep_U = (1 - self._config.rate) ** copies_U
             old_U = gap_X[bucket_U]
-            gap_X[bucket_U] = torch.where(
-                old_U.isinf(), gap_U, keep_U * old_U.nan_to_num(posinf=0) + (1 - keep_U) * gap_U
-            )
+            mixed_U = keep_U * old_U.nan_to_num(posinf=0) + (1 - keep_U) * gap_U
+            gap_X[bucket_U] = torch.where(old_U.isinf(), gap_U, mixed_U)
             last_X[bucket_U] = self._seen
 
     def share(self, id_C: Tensor) -> Tensor:

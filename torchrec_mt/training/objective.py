@@ -1,4 +1,4 @@
-"""The objective: vectors of a batch -> the loss of every task. Gathers what all ranks share; the loss itself sees no rank.
+"""The objective: vectors of a batch -> the loss of every task. Gathers what ranks share; the loss itself sees no rank.
 
 Ranks hold disjoint anchors and share all candidates. With L_r = W * sum over own anchors of w * loss / sum over all
 anchors of w, the mean over ranks is the weighted mean over all anchors, and the mean is what DDP and TorchRec take of
@@ -161,9 +161,8 @@ class Objective:
             parts.append(both_WM[:, position : position + stop - start].flatten(0, 1))
             position += stop - start
         if not parts:
-            return Columns(
-                vector_WMD.new_zeros(0, vector_WMD.shape[2]), id_all[:0], both_WM.new_zeros(0), both_WM.new_zeros(0)
-            )
+            nothing = both_WM.new_zeros(0)
+            return Columns(vector_WMD.new_zeros(0, vector_WMD.shape[2]), id_all[:0], nothing, nothing)
         id_C, both_C = torch.cat(ids), torch.cat(parts)
         return Columns(torch.cat(vectors), id_C, self._share(name, id_C, both_C[:, 0]), world_size * both_C[:, 1])
 

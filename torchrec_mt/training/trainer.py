@@ -96,8 +96,17 @@ class Trainer:
         self._objective, self._weights, self._runtime = objective, weights, runtime
         self._validate, self._log, self._run_path = validate, log, run_path
         self._progress = progress
-        self._clock = StepClock(runtime.device)
-        self._clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
+        self.clock = StepClock(runtime.device)
+        self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
+
+    def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
+        """The next batch and its step, on the clock. Returns the losses and the number of pairs of this rank."""
+        self.clock.start(timed=timed)
+        batch = next(batches)
+        self.clock.mark("data")
+        losses = self.train_step(batch, step)
+        self.clock.stop()
+        return losses, batch.num_pairs
 
     def train_step(self, batch: Batch, step: int) -> dict[str, float]:
         """One step. Returns the losses of the batch of all ranks by task.
@@ -105,7 +114,7 @@ class Trainer:
         Raises:
             UserError: a loss that is no finite number, before anything was updated.
         """
-        clock = self._clock
+        clock = self.clock
         batch = pad_rows(batch.to(self._runtime.device, non_blocking=True))
         self._optimizers.set_rate(step)
         self._optimizers.zero_grad()
@@ -133,13 +142,9 @@ class Trainer:
         with closing(batches):  # type: ignore[type-var]
             for step in range(1, steps + 1):
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
-                self._clock.start(timed=logs)
-                batch = next(batches)
-                self._clock.mark("data")
-                losses = self.train_step(batch, step - 1)
-                self._clock.stop()
+                losses, pairs = self.step(batches, step - 1, timed=logs)
                 if logs:
-                    self._log_step(step, steps, losses, batch.num_pairs)
+                    self._log_step(step, steps, losses, pairs)
                 if step in validate_at:
                     if self._validation(step, stop):
                         save_model(self._model, self._model_path / "best")
@@ -154,7 +159,7 @@ class Trainer:
         return self._run_path / "model"
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
-        phases = self._clock.read()
+        phases = self.clock.read()
         spreads = {name: spread(candidate_BD) for name, candidate_BD in self._candidates.items()}
         if not self._runtime.is_main:
             return

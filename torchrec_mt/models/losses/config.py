@@ -30,7 +30,7 @@ class SoftmaxLoss:
             not clash,
             "symmetric",
             self.symmetric,
-            'false with grades (an anchor is no grade of a candidate), or grades "none"',
+            'false where grades is not "none"',
         )
 
 

@@ -1,0 +1,135 @@
+"""A large one-task dataset written straight in prepared form: two entities, four tables of a million rows of width 64."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_mt.data.dataset import (
+    MANIFEST,
+    EntityInfo,
+    FeatureInfo,
+    Manifest,
+    PreparedDataset,
+    TaskInfo,
+    manifest_to_json,
+)
+from torchrec_mt.data.links import offsets_of, write_links
+from torchrec_mt.schema import (
+    CategoryFeature,
+    Entity,
+    GivenPairs,
+    IdFeature,
+    Schema,
+    Table,
+    Task,
+    TextFeature,
+    TimeSplit,
+)
+
+ROWS, DIM, TOKENS_PER_BAG = 1_000_000, 64, 5
+
+
+def bench_schema() -> Schema:
+    """query (id, words) -> product (id, words, brand); words share a table."""
+    words = TextFeature(kind="text", columns=("text",), table="words")
+    return Schema(
+        tables={name: Table(dim=DIM) for name in ("query_id", "product_id", "words", "brand")},
+        entities={
+            "query": Entity(
+                path="q", id="id", features={"id": IdFeature(kind="id", table="query_id", dropout=0.0), "text": words}
+            ),
+            "product": Entity(
+                path="p",
+                id="id",
+                features={
+                    "id": IdFeature(kind="id", table="product_id", dropout=0.0),
+                    "text": words,
+                    "brand": CategoryFeature(kind="category", column="brand", table="brand"),
+                },
+            ),
+        },
+        tasks={
+            "search": Task(
+                anchor="query",
+                candidate="product",
+                pairs=GivenPairs(kind="given", path="c", anchor="q", candidate="p"),
+            )
+        },
+        split=TimeSplit(kind="time"),
+    )
+
+
+def write_bench_dataset(path: Path, *, pairs: int = 1_000_000, rows: int = ROWS) -> PreparedDataset:
+    """Queries evenly, products by a Zipf law (as clicks come), words evenly."""
+    rng = np.random.default_rng(0)
+    infos = {
+        "query": EntityInfo(count=rows, cold=0, features={"id": _sparse("id", "query_id", 1), "text": _words()}),
+        "product": EntityInfo(
+            count=rows,
+            cold=0,
+            features={
+                "id": _sparse("id", "product_id", 1),
+                "text": _words(),
+                "brand": _sparse("category", "brand", 1),
+            },
+        ),
+    }
+    for name, info in infos.items():
+        for feature, declared in info.features.items():
+            _write_bags(path / "store" / name, feature, int(declared.mean_bag), rows, rng, own=feature == "id")
+    anchors = rng.integers(0, rows, pairs)
+    candidates = np.minimum(rng.zipf(1.2, pairs) - 1, rows - 1)
+    _write_pairs(path, anchors, candidates, rows)
+    manifest = Manifest(
+        name="bench",
+        tables=dict.fromkeys(("query_id", "product_id", "words", "brand"), rows),
+        entities=infos,
+        tasks={
+            "search": TaskInfo(
+                anchor="query",
+                candidate="product",
+                trained_as=None,
+                pairs={"train": pairs, "valid": 0, "test": 0},
+                anchors={"train": rows, "valid": 0, "test": 0},
+            )
+        },
+        split={},
+        declaration={},
+        sources={},
+        fingerprint="",
+        digest="",
+    )
+    (path / MANIFEST).write_text(manifest_to_json(manifest))
+    return PreparedDataset.open(path)
+
+
+def _sparse(kind: str, table: str, bag: float) -> FeatureInfo:
+    return FeatureInfo(kind=kind, table=table, mean_bag=bag)
+
+
+def _words() -> FeatureInfo:
+    return _sparse("text", "words", TOKENS_PER_BAG)
+
+
+def _write_bags(folder: Path, feature: str, bag: int, rows: int, rng: np.random.Generator, *, own: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.arange(rows) if own else rng.integers(0, rows, rows * bag)
+    np.save(folder / f"{feature}.offsets.npy", offsets_of(np.full(rows, bag)))
+    np.save(folder / f"{feature}.values.npy", values.astype(np.int32))
+
+
+def _write_pairs(path: Path, anchors: np.ndarray, candidates: np.ndarray, rows: int) -> None:
+    ones = np.ones(len(anchors), np.float32)
+    (path / "pairs/search").mkdir(parents=True)
+    table = pa.table({"anchor": anchors, "candidate": candidates, "count": ones, "weight": ones, "grade": ones})
+    pq.write_table(table, path / "pairs/search/train.parquet", row_group_size=16_384)
+    for end, ids in (("anchor", anchors), ("candidate", candidates)):
+        (path / "frequencies/search").mkdir(parents=True, exist_ok=True)
+        counts = pa.table({"train_count": np.bincount(ids, minlength=rows)})
+        pq.write_table(counts, path / f"frequencies/search/{end}s.parquet")
+    for name, owner, linked in (("candidates", anchors, candidates), ("anchors", candidates, anchors)):
+        distinct = np.unique(owner * rows + linked)
+        lengths = np.bincount(distinct // rows, minlength=rows)
+        write_links(path / "known/search", name, lengths, rows, [distinct % rows])

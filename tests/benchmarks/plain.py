@@ -1,0 +1,80 @@
+"""The same two-tower model in plain PyTorch: nn.EmbeddingBag with sparse gradients, Adagrad, F.cross_entropy.
+
+The rival of `bench_step`. It gets its batches ready made (no reader to wait for), looks up one row per pair as a plain
+program does, and scores the batch by one matrix product.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from tests.benchmarks.dataset import DIM, TOKENS_PER_BAG
+from torchrec_mt.models.towers import TaskConditioning, Tower
+
+
+class PlainTwoTower(nn.Module):
+    """Tables, towers and conditioning of the project's default model, unsharded."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict(
+            {
+                name: nn.EmbeddingBag(rows, DIM, mode="mean", sparse=True)
+                for name in ("query_id", "product_id", "words", "brand")
+            }
+        )
+        for table in self.tables.values():
+            nn.init.normal_(table.weight, std=DIM**-0.5)
+        shape = {"dim": DIM, "hidden": 128, "depth": 1, "dropout": 0.0}
+        self.query, self.product = Tower([DIM] * 2, 0, **shape), Tower([DIM] * 3, 0, **shape)
+        self.anchor = TaskConditioning(["search"], dim=DIM, hidden=128, task_dim=16, dropout=0.0)
+        self.log_inverse = nn.Parameter(-torch.tensor(0.07).log())
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean loss of the pairs."""
+        table = self.tables
+        none_BD = batch["query_id"].new_zeros(len(batch["query_id"]), 0, dtype=torch.float32)
+        query = [table["query_id"](batch["query_id"]), table["words"](batch["query_words"])]
+        product = [
+            table["product_id"](batch["product_id"]),
+            table["words"](batch["product_words"]),
+            table["brand"](batch["brand"]),
+        ]
+        anchor_BD = normalize(self.anchor(self.query(query, none_BD), "search"), dim=1)
+        candidate_BD = normalize(self.product(product, none_BD), dim=1)
+        logits_BB = self.log_inverse.exp() * anchor_BD @ candidate_BD.T
+        return cross_entropy(logits_BB, torch.arange(len(logits_BB)))
+
+
+class PlainTraining:
+    """One step of it."""
+
+    def __init__(self, rows: int) -> None:
+        torch.manual_seed(0)
+        self.model = PlainTwoTower(rows)
+        tables = list(self.model.tables.parameters())
+        dense = [p for name, p in self.model.named_parameters() if not name.startswith("tables.")]
+        self.optimizers = [torch.optim.Adagrad(tables, lr=0.05), torch.optim.Adam(dense, lr=1e-3)]
+
+    def step(self, batch: dict[str, Tensor]) -> float:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss = self.model(batch)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.item()
+
+
+def plain_batch(rng: np.random.Generator, batch_size: int, rows: int) -> dict[str, Tensor]:
+    """A ready batch drawn as the benchmark's dataset is."""
+    product = np.minimum(rng.zipf(1.2, batch_size) - 1, rows - 1)
+    draws = {
+        "query_id": rng.integers(0, rows, (batch_size, 1)),
+        "query_words": rng.integers(0, rows, (batch_size, TOKENS_PER_BAG)),
+        "product_id": product[:, None],
+        "product_words": rng.integers(0, rows, (batch_size, TOKENS_PER_BAG)),
+        "brand": rng.integers(0, rows, (batch_size, 1)),
+    }
+    return {name: torch.from_numpy(ids) for name, ids in draws.items()}

@@ -1,0 +1,98 @@
+"""torchrec-mt mine RUN: hard negatives for the next training, from a run's best model by exact retrieval.
+
+They go to RUN/mined; a config takes them by a source of negatives { kind = "mined", path = "RUN/mined" }.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config
+from torchrec_mt.data.collate import Collator
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.mined import check_place, write_mined
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.runtime import runtime
+from torchrec_mt.errors import UserError, run_program
+from torchrec_mt.reporting.dataset import mined_table
+from torchrec_mt.reporting.terminal import console, progress_bar
+from torchrec_mt.retrieval.encode import encode
+from torchrec_mt.retrieval.mining import mine_task
+from torchrec_mt.runs import RunFolder
+from torchrec_mt.training.job import load_run_model
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The program's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="torchrec-mt mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
+    parser.add_argument("--output", help="the folder to write; default RUN/mined")
+    parser.add_argument("--depth", type=int, default=100, help="how many of the best candidates to look at (100)")
+    parser.add_argument("--per-anchor", type=int, default=16, help="negatives kept per anchor, the best-ranked (16)")
+    parser.add_argument(
+        "--margin", type=float, default=0.1, help="least distance in cosine below the anchor's known candidates (0.1)"
+    )
+    add_set_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    return parser
+
+
+def mine_run(run: RunFolder, config: RunConfig, output: Path, depth: int, per_anchor: int, margin: float) -> Any:
+    """Mines every trained task; called on every rank. Returns what `mined.json` says."""
+    schema = config.dataset
+    dataset = PreparedDataset.open(schema.path)
+    dataset.check_declaration(schema)
+    run.check_dataset(dataset.manifest.digest, schema.path)
+    with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
+        on_main(lambda: check_place(output))
+        line = bar.add_task("mine", total=None, note="")
+        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, runtime=here)
+        collator, mined, catalogues = Collator(dataset), {}, {}
+        for name, task in schema.trained_tasks.items():
+            if task.candidate not in catalogues:
+                every = np.arange(dataset.manifest.entities[task.candidate].count)
+                catalogues[task.candidate] = encode(model, collator, task.candidate, every, device=here.device)
+            id_N = np.flatnonzero(dataset.anchor_frequencies(name))
+            mined[name] = mine_task(
+                encode(model, collator, task.anchor, id_N, task=name, device=here.device),
+                catalogues[task.candidate],
+                id_N,
+                dataset.known_candidates(name),
+                anchors=dataset.manifest.entities[task.anchor].count,
+                same_entity=task.anchor == task.candidate,
+                depth=depth,
+                per_anchor=per_anchor,
+                margin=margin,
+                progress=lambda done, total, name=name: bar.update(  # type: ignore[misc]
+                    line, description=f"mine: {name}", completed=done, total=total
+                ),
+            )
+        settings = {"depth": depth, "per_anchor": per_anchor, "margin": margin}
+        return on_main(lambda: write_mined(output, dataset, mined, settings))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    if arguments.depth < 1 or not 1 <= arguments.per_anchor <= arguments.depth or not -2 <= arguments.margin <= 2:
+        raise UserError("mine: needs --depth >= --per-anchor >= 1 and a --margin from -2 to 2")
+    run = RunFolder.open(arguments.run)
+    config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
+    output = Path(arguments.output or run.path / "mined")
+    about = mine_run(run, config, output, arguments.depth, arguments.per_anchor, arguments.margin)
+    if arguments.json:
+        print(json.dumps(about))
+    else:
+        console().print(mined_table(about))
+        console().print(f"mined: {output}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

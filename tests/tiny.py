@@ -16,6 +16,7 @@ from torchrec_mt.data.dataset import (
     TaskInfo,
     manifest_to_json,
 )
+from torchrec_mt.data.links import write_links
 from torchrec_mt.data.store import write_store
 from torchrec_mt.schema import (
     CategoryFeature,
@@ -60,7 +61,7 @@ def tiny_schema(dim: int = 16, id_dropout: float = 0.1) -> Schema:
             "find": Task(
                 anchor="query",
                 candidate="product",
-                pairs=GivenPairs(kind="given", path="clicks.parquet", anchor="q", candidate="p"),
+                pairs=GivenPairs(kind="given", path="clicks.parquet", anchor="q", candidate="p", negatives="shown"),
             ),
             "alike": Task(anchor="product", candidate="product", pairs=pairs),
             "goes_with": Task(anchor="product", candidate="product", pairs=pairs),
@@ -121,6 +122,7 @@ def write_tiny(path: Path, *, seed: int = 0, row_group: int = 32, train_pairs: i
     sizes = dict(zip(SPLITS, (train_pairs, 40, 40), strict=True))
     for name, (anchor, _) in TASKS.items():
         _write_pairs(path, name, anchor, sizes, rng, row_group)
+    named = _write_negatives(path)
     manifest = Manifest(
         name="tiny",
         tables={"tokens": TOKENS, "product_id": PRODUCTS + 1, "kind": 4},
@@ -132,6 +134,7 @@ def write_tiny(path: Path, *, seed: int = 0, row_group: int = 32, train_pairs: i
                 trained_as=None,
                 pairs=dict(sizes),
                 anchors=dict.fromkeys(SPLITS, 20),
+                notes={"named_negatives": named} if name == "find" else {},
             )
             for name, (anchor, candidate) in TASKS.items()
         },
@@ -149,7 +152,7 @@ def _write_pairs(
     path: Path, name: str, anchor: str, sizes: dict[str, int], rng: np.random.Generator, row_group: int
 ) -> None:
     (path / "pairs" / name).mkdir(parents=True)
-    (path / "frequencies").mkdir(exist_ok=True)
+    (path / "frequencies" / name).mkdir(parents=True)
     count = QUERIES if anchor == "query" else PRODUCTS
     for split, size in sizes.items():
         anchors = rng.integers(0, count, size)
@@ -162,5 +165,24 @@ def _write_pairs(
         columns = {"anchor": anchors, "candidate": candidates, "count": ones, "weight": ones, "grade": ones}
         pq.write_table(pa.table(columns), path / f"pairs/{name}/{split}.parquet", row_group_size=row_group)
         if split == "train":
-            frequency = pa.table({"train_count": np.bincount(candidates, minlength=PRODUCTS)})
-            pq.write_table(frequency, path / f"frequencies/{name}.parquet")
+            ends = {"anchors": (anchors, count), "candidates": (candidates, PRODUCTS)}
+            for end, (rows, entities) in ends.items():
+                frequency = pa.table({"train_count": np.bincount(rows, minlength=entities)})
+                pq.write_table(frequency, path / f"frequencies/{name}/{end}.parquet")
+            _write_links(path / "known" / name, "candidates", ends["anchors"], ends["candidates"])
+            _write_links(path / "known" / name, "anchors", ends["candidates"], ends["anchors"])
+
+
+def _write_negatives(path: Path) -> int:
+    """Queries of `find` name 0, 1 or 2 products of the next group but one; how many in all."""
+    query, number = np.nonzero(np.arange(2) < np.arange(QUERIES)[:, None] % 3)
+    product = (query + 2) % GROUPS + GROUPS * number
+    _write_links(path / "negatives/find", "candidates", (query, QUERIES), (product, PRODUCTS))
+    return len(product)
+
+
+def _write_links(folder: Path, name: str, owner: tuple[np.ndarray, int], linked: tuple[np.ndarray, int]) -> None:
+    """Distinct links; each end is its rows and the number of its entities."""
+    distinct = np.unique(np.stack([owner[0], linked[0]], axis=1), axis=0)
+    lengths = np.bincount(distinct[:, 0], minlength=owner[1])
+    write_links(folder, name, lengths, linked[1], [distinct[:, 1]])

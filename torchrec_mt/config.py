@@ -189,7 +189,7 @@ class _Place:
 
     @classmethod
     def of(cls, loc: tuple[int | str, ...], raw: dict[str, Any]) -> "_Place":
-        """Reads pydantic's location, whose parts are keys of the data and, inside a union, names of classes."""
+        """Reads pydantic's location, whose parts are keys of the data and, in a union, names of classes or types."""
         path: list[str] = []
         value: Any = raw
         choice: tuple[str | None, str | None, Any] = (None, None, None)
@@ -199,6 +199,8 @@ class _Place:
                 if choice[0] is None or choice[1] == choice[2]:
                     choice = (".".join(path), tried, value.get("kind") if isinstance(value, dict) else None)
                 continue
+            if isinstance(value, str | int | float) or (isinstance(value, list) and not part.isdigit()):
+                continue  # the name of a plain type: such a value has no keys
             path.append(part)
             value = value.get(part) if isinstance(value, dict) else None
         return cls(".".join(path), *choice)

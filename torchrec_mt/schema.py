@@ -132,6 +132,11 @@ class GivenPairs:
         anchor, candidate: id columns.
         weight: column of loss weights >= 0 (summed over repeats); none means 1 per pair.
         grade: column of relevance grades >= 0; pairs below `min_grade` are left out; NDCG uses it as gain.
+        label: column of labels (strings or integers), in place of `grade`; roles: what each label says of its pair in
+            this task. A number > 0 is the grade of a positive pair; "negative" makes the candidate a named negative of
+            the anchor; "ignore": never trained, never a negative. Other labels' pairs are left out.
+        negatives: list column of candidate ids that were shown and not chosen with the row; null or empty: none. Only
+            the training part's rows count, and nothing positive or ignored there becomes a negative of the anchor.
         time: column to split by time with; group: column(s) to split by hash with.
     """
 
@@ -142,8 +147,16 @@ class GivenPairs:
     weight: str | None = None
     grade: str | None = None
     min_grade: float = 1.0
+    label: str | None = None
+    roles: dict[str, float | Literal["negative", "ignore"]] = field(default_factory=dict)
+    negatives: str | None = None
     time: str | None = None
     group: tuple[str, ...] = ()
+
+    @property
+    def names_negatives(self) -> bool:
+        """Whether some rows name negatives of their anchor."""
+        return self.negatives is not None or "negative" in self.roles.values()
 
 
 @dataclass(frozen=True, kw_only=True)

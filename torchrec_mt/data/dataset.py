@@ -11,7 +11,13 @@ store/ENTITY/FEATURE.*.npy        the same features as flat arrays for memory ma
 vocabulary/TABLE.parquet          value (string), row (int32), count (int64); text tables: kind ("word", "ngram")
 pairs/TASK/SPLIT.parquet          SPLIT in train, valid, test: anchor, candidate (int64 entity rows),
                                   count, weight, grade (float32)
-frequencies/TASK.parquet          train_count (int64): row i is candidate i, number of training pairs that hold it
+frequencies/TASK/END.parquet      END in anchors, candidates: train_count (int64): row i is entity i of that end, number
+                                  of training pairs that hold it
+known/TASK/candidates.*.npy       per anchor the candidates never to be taken as its negatives: those of its training
+                                  pairs, and those whose role is "ignore" (see links.py; trained tasks only)
+known/TASK/anchors.*.npy          the same pairs, per candidate
+negatives/TASK/candidates.*.npy   per anchor the candidates named as its negatives, none of them known (tasks that name
+                                  negatives only)
 truth/TASK.parquet                anchor, candidate (int64), score (float64), best first (tasks with `truth` only)
 """
 
@@ -23,13 +29,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
+from torchrec_mt.data.links import Links
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+End = Literal["anchor", "candidate"]
+ENDS: tuple[End, ...] = ("anchor", "candidate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,8 @@ class TaskInfo:
     Args:
         pairs, anchors: per split, pairs and distinct anchors.
         rejected: raw pairs left out, by reason ("unknown anchor", "unknown candidate", "group too large", ...).
-        notes: what else a reader should know (size of the permutation check, the time cut, ...).
+        notes: what else a reader should know ("real_pairs" and "permuted_pairs" of the permutation check,
+            "named_negatives" where the task names any way to have some, "unknown_in_negatives", "unknown_in_truth").
     """
 
     anchor: str
@@ -186,6 +196,15 @@ class PreparedDataset:
     def truth_path(self, task: str) -> Path:
         return self.path / "truth" / f"{task}.parquet"
 
+    def frequencies_path(self, task: str, end: End) -> Path:
+        return self.path / "frequencies" / task / f"{end}s.parquet"
+
+    def known_path(self, task: str) -> Path:
+        return self.path / "known" / task
+
+    def negatives_path(self, task: str) -> Path:
+        return self.path / "negatives" / task
+
     def pairs(self, task: str, split: Split) -> dict[str, np.ndarray]:
         """All pairs of a split as arrays: anchor_B, candidate_B (int64), count_B, weight_B, grade_B (float32)."""
         table = pq.read_table(self.pairs_path(task, split))
@@ -193,7 +212,25 @@ class PreparedDataset:
 
     def frequencies(self, task: str) -> np.ndarray:
         """Training pairs per candidate, count_N (int64)."""
-        return pq.read_table(self.path / "frequencies" / f"{task}.parquet")["train_count"].to_numpy()
+        return pq.read_table(self.frequencies_path(task, "candidate"))["train_count"].to_numpy()
+
+    def anchor_frequencies(self, task: str) -> np.ndarray:
+        """Training pairs per anchor, count_N (int64)."""
+        return pq.read_table(self.frequencies_path(task, "anchor"))["train_count"].to_numpy()
+
+    def known_candidates(self, task: str) -> Links:
+        """Per anchor the candidates that are trained with it or ignored: never its negatives. Trained tasks only."""
+        return Links.open(self.known_path(task), "candidates")
+
+    def known_anchors(self, task: str) -> Links:
+        """The same pairs per candidate. Trained tasks only."""
+        return Links.open(self.known_path(task), "anchors")
+
+    def named_negatives(self, task: str) -> Links | None:
+        """Per anchor the candidates that the data names as its negatives; None where the task names none."""
+        if "named_negatives" not in self.manifest.tasks[task].notes:
+            return None
+        return Links.open(self.negatives_path(task), "candidates")
 
     def train_counts(self, entity: str) -> np.ndarray:
         """Training pairs, any trained task, that hold the entity: count_N (int64). Zero means cold."""

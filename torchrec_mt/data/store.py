@@ -4,7 +4,7 @@ Bags are in compressed-row form: `F.offsets.npy` int64 [N + 1], `F.values.npy` i
 bags `F.weights.npy` float32 of the same length. Dense features are `F.dense.npy` float32 [N, width].
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_mt.data.dataset import EntityInfo, PreparedDataset
+from torchrec_mt.data.links import offsets_of, open_flat, positions_of, write_flat
 
 
 @dataclass(frozen=True)
@@ -41,39 +42,22 @@ def write_store(entity_file: Path, folder: Path, info: EntityInfo) -> None:
                 row += len(block)
             dense.flush()
         else:
-            _write_bags(file, folder, name, f"{name}__weight" if feature.weighted else None, info.count)
+            _write_bags(file, folder, name, f"{name}__weight" if feature.weighted else None)
 
 
-def _write_bags(file: pq.ParquetFile, folder: Path, name: str, weight: str | None, count: int) -> None:
-    columns = [name] + ([weight] if weight else [])
-    lengths: list[np.ndarray] = []
-    for batch in file.iter_batches(columns=[name]):
-        lengths.append(batch.column(0).value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    offsets = np.zeros(count + 1, dtype=np.int64)
-    np.cumsum(np.concatenate(lengths) if lengths else np.zeros(0, np.int64), out=offsets[1:])
+def _write_bags(file: pq.ParquetFile, folder: Path, name: str, weight: str | None) -> None:
+    lengths = [np.zeros(0, np.int64)]
+    lengths += [batch.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for batch in _column(file, name)]
+    offsets = offsets_of(np.concatenate(lengths))
     np.save(folder / f"{name}.offsets.npy", offsets)
-    total = int(offsets[-1])
-    if total == 0:
-        np.save(folder / f"{name}.values.npy", np.zeros(0, np.int32))
-        if weight:
-            np.save(folder / f"{name}.weights.npy", np.zeros(0, np.float32))
-        return
-    values = np.lib.format.open_memmap(folder / f"{name}.values.npy", mode="w+", dtype=np.int32, shape=(total,))
-    weights = (
-        np.lib.format.open_memmap(folder / f"{name}.weights.npy", mode="w+", dtype=np.float32, shape=(total,))
-        if weight
-        else None
-    )
-    position = 0
-    for batch in file.iter_batches(columns=columns):
-        flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-        values[position : position + len(flat)] = flat
-        if weights is not None:
-            weights[position : position + len(flat)] = batch.column(1).flatten().to_numpy(zero_copy_only=False)
-        position += len(flat)
-    values.flush()
-    if weights is not None:
-        weights.flush()
+    kinds = [("values", name, np.int32)] + ([("weights", weight, np.float32)] if weight else [])
+    for part, column, dtype in kinds:
+        blocks = (batch.flatten().to_numpy(zero_copy_only=False) for batch in _column(file, column))
+        write_flat(folder / f"{name}.{part}.npy", int(offsets[-1]), np.dtype(dtype), blocks)
+
+
+def _column(file: pq.ParquetFile, name: str) -> Iterator[pa.Array]:
+    return (batch.column(0) for batch in file.iter_batches(columns=[name]))
 
 
 class EntityStore:
@@ -91,22 +75,12 @@ class EntityStore:
         for name, feature in info.features.items():
             parts = ["dense"] if feature.table is None else ["offsets", "values"] + ["weights"] * feature.weighted
             for part in parts:
-                file = folder / f"{name}.{part}.npy"
-                empty = (
-                    part in ("values", "weights")
-                    and len(arrays[f"{name}.offsets"])
-                    and arrays[f"{name}.offsets"][-1] == 0
-                )
-                arrays[f"{name}.{part}"] = np.load(file, mmap_mode=None if empty else "r")
+                arrays[f"{name}.{part}"] = open_flat(folder / f"{name}.{part}.npy")
         return cls(arrays, info)
 
     def bags(self, feature: str, entities_E: np.ndarray) -> Bags:
         """The bags of some entities, in their order."""
-        offsets = self._arrays[f"{feature}.offsets"]
-        starts_E = offsets[entities_E]
-        lengths_E = offsets[entities_E + 1] - starts_E
-        ends_E = np.cumsum(lengths_E)
-        positions = np.arange(ends_E[-1] if len(ends_E) else 0) + np.repeat(starts_E - (ends_E - lengths_E), lengths_E)
+        lengths_E, positions = positions_of(self._arrays[f"{feature}.offsets"], entities_E)
         weights = self._arrays.get(f"{feature}.weights")
         return Bags(
             lengths_E=lengths_E,

@@ -8,13 +8,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from torchrec_mt.data.links import open_flat
+
+_BLOCK = 1 << 20
+
 
 def content_digest(folder: Path) -> str:
-    """Digest of every Parquet file of a prepared dataset: names, columns, types and values in order."""
+    """Digest of a prepared dataset: the names of its files, and what they hold, types and values in order.
+
+    The arrays of `store/` are left out: they say again what `entities/` says.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.parquet"), key=lambda path: path.relative_to(folder).as_posix()):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            digest.update(f"{path.relative_to(folder).as_posix()}\n{_file_digest(path)}\n".encode())
+    names = {path.relative_to(folder): path for suffix in ("parquet", "npy") for path in folder.rglob(f"*.{suffix}")}
+    for name, path in sorted(names.items(), key=lambda item: item[0].as_posix()):
+        if name.parts[0] != "store" and not any(part.startswith(".") for part in name.parts):
+            content = _file_digest(path) if path.suffix == ".parquet" else _array_digest(path)
+            digest.update(f"{name.as_posix()}\n{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _array_digest(path: Path) -> str:
+    array = open_flat(path)
+    digest = hashlib.sha256(f"{array.dtype.name} {len(array)}\n".encode())
+    for start in range(0, len(array), _BLOCK):
+        digest.update(array[start : start + _BLOCK].astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
 
 

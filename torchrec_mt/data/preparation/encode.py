@@ -1,11 +1,7 @@
 """Writes one entity: every feature encoded, a row group of entities at a time, then the flat arrays of the store."""
 
-import errno
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import ibis.expr.types as ir
 import numpy as np
@@ -17,6 +13,7 @@ from torchrec_mt.data.dataset import EntityInfo, FeatureInfo, PreparedDataset
 from torchrec_mt.data.preparation.bags import BagReader
 from torchrec_mt.data.preparation.dense import standardise, vectors
 from torchrec_mt.data.preparation.engine import Engine
+from torchrec_mt.data.preparation.folder import require_room
 from torchrec_mt.data.store import write_store
 from torchrec_mt.schema import Entity, NumberFeature, SparseFeature, TextFeature, VectorFeature
 
@@ -81,7 +78,7 @@ def write_entity(
             infos[feature_name] = _sparse_info(feature, readers[feature_name], len(counts))
     cold = pc.sum(pc.equal(counts["train_count"], 0)).as_py() or 0
     info = EntityInfo(count=len(counts), cold=cold, features={f: infos[f] for f in entity.features})
-    _require_room(dataset.path, info)
+    require_room(dataset.path, _store_bytes(info))
     write_store(target, dataset.store_path(name), info)
     return info
 
@@ -111,12 +108,9 @@ def _sparse_info(feature: SparseFeature, reader: BagReader, count: int) -> Featu
     return replace(info, mean_bag=reader.lookups / count, truncated=reader.truncated)
 
 
-def _require_room(folder: Path, info: EntityInfo) -> None:
-    """The store is written through memory maps: a full disk would kill the process there, and raise no error."""
+def _store_bytes(info: EntityInfo) -> int:
     floats = sum(
         feature.width if feature.table is None else 2 + feature.mean_bag * (1 + feature.weighted)
         for feature in info.features.values()
     )
-    need = int(4 * floats * info.count) + (1 << 16)
-    if shutil.disk_usage(folder).free < need:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    return int(4 * floats * info.count)

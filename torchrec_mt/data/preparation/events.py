@@ -1,7 +1,8 @@
 """Raw pairs and events: read, ids turned into keys, unusable rows counted by reason. First half of making pairs.
 
 Tables of this step have the columns
-    given pairs   anchor, candidate (keys), weight, grade (float64), and the split column
+    given pairs   anchor, candidate (keys), weight, grade (float64), role (see roles.py), the split column, and where
+                  the source names negatives `shown` (a list of ids)
     group events  group_0.. (strings), item (key), place (what orders a group, or nothing), and the split column
 where the split column is `moment` (split by time) or `hash` (split by group).
 """
@@ -13,6 +14,7 @@ import ibis.expr.types as ir
 
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.entities import EntityTable
+from torchrec_mt.data.preparation.roles import role_columns
 from torchrec_mt.data.preparation.sources import Source, Want, parquet_files
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import GivenPairs, GroupPairs, GroupSplit, Schema, Task, TimeSplit
@@ -58,7 +60,8 @@ def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, E
     counts = engine.arrow(keyed.group_by("reason").agg(n=keyed.count()).order_by("reason")).to_pylist()
     rejected = {row["reason"]: row["n"] for row in counts if row["reason"] != ""}
     _check_unknown(engine, keyed, rejected, sum(row["n"] for row in counts), schema, source)
-    kept = keyed.filter(keyed.reason == "").drop("reason", *ends).rename({end: f"{end}_key" for end in ends})
+    spent = ("reason", *ends, *({"label"} & set(keyed.columns)))
+    kept = keyed.filter(keyed.reason == "").drop(*spent).rename({end: f"{end}_key" for end in ends})
     return Events(kept, rejected)
 
 
@@ -83,6 +86,8 @@ def _wanted(task: Task, split_columns: tuple[str, ...], schema: Schema) -> dict[
     match task.pairs:
         case GivenPairs() as given:
             wanted |= {column: "number" for column in (given.weight, given.grade) if column is not None}
+            wanted |= {} if given.label is None else {given.label: "value"}
+            wanted |= {} if given.negatives is None else {given.negatives: "ids"}
         case GroupPairs() as groups:
             # A column that also tells the time keeps its own type: groups are compared as strings later.
             wanted |= {column: "group" for column in groups.group if column not in wanted}
@@ -95,10 +100,9 @@ def _values(raw: ir.Table, task: Task) -> dict[str, ir.Column]:
     match task.pairs:
         case GivenPairs() as given:
             one = ibis.literal(1.0, "float64")
-            return {
-                "weight": one if given.weight is None else raw[given.weight].cast("float64"),
-                "grade": one if given.grade is None else raw[given.grade].cast("float64"),
-            }
+            weight = one if given.weight is None else raw[given.weight].cast("float64")
+            shown = {} if given.negatives is None else {"shown": raw[given.negatives]}
+            return {"weight": weight} | role_columns(raw, given) | shown
         case GroupPairs() as groups:
             columns = {f"group_{i}": raw[column].cast("string") for i, column in enumerate(groups.group)}
             place = ibis.literal(0, "int8") if groups.order is None else _moment(raw[groups.order])
@@ -140,6 +144,8 @@ def _reason(keyed: ir.Table, task: Task, ends: tuple[str, ...], schema: Schema) 
     cases += [(keyed[f"{end}_key"].isnull(), f"unknown {end}") for end in ends]
     match task.pairs:
         case GivenPairs() as given:
+            if given.label is not None:
+                cases += [(keyed.label.isnull(), "no label"), (keyed.role.isnull(), "label without a role")]
             if given.grade is not None:
                 cases.append((keyed.grade < given.min_grade, "grade below min_grade"))
             if task.anchor == task.candidate:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchrec_mt.data.dataset import MANIFEST, SPLITS, Manifest, PreparedDataset, manifest_to_json
+from torchrec_mt.data.dataset import ENDS, MANIFEST, SPLITS, Manifest, PreparedDataset, manifest_to_json
 from torchrec_mt.errors import UserError
 
 SCRATCH = ".scratch"
@@ -72,10 +72,13 @@ def _expected(dataset: PreparedDataset) -> list[Path]:
             dataset.store_path(name) / f"{feature}.{'dense' if info.table is None else 'offsets'}.npy"
             for feature, info in entity.features.items()
         ]
-    for name in manifest.tasks:
-        paths += [dataset.pairs_path(name, split) for split in SPLITS] + [
-            dataset.path / "frequencies" / f"{name}.parquet"
-        ]
+    for name, task in manifest.tasks.items():
+        paths += [dataset.pairs_path(name, split) for split in SPLITS]
+        paths += [dataset.frequencies_path(name, end) for end in ENDS]
+        if task.trained_as is None:
+            paths += [dataset.known_path(name) / f"{end}s.values.npy" for end in ENDS]
+        if "named_negatives" in task.notes:
+            paths.append(dataset.negatives_path(name) / "candidates.values.npy")
     return paths
 
 
@@ -114,6 +117,21 @@ def _explained(error: OSError, output: Path) -> UserError | None:
         case errno.ENOTDIR | errno.EEXIST:
             return UserError(f"'{output}' cannot be a folder ({error}): choose another output folder")
     return None
+
+
+def require_room(folder: Path, need: int) -> None:
+    """Before writing through a memory map: a full disk would kill the process there, and raise no error.
+
+    Args:
+        folder: where to write; may not exist yet, its dataset's folder does.
+        need: bytes.
+
+    Raises:
+        OSError: no room (ENOSPC).
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if shutil.disk_usage(there).free < need + (1 << 16):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(there))
 
 
 def _prefix(output: Path) -> str:

@@ -4,7 +4,7 @@ Second half of making pairs: events are given their part first, then pairs are m
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ibis
 import ibis.expr.types as ir
@@ -20,21 +20,23 @@ from torchrec_mt.data.preparation.groups import (
     permute_items,
     usable,
 )
+from torchrec_mt.data.preparation.roles import POSITIVE, Marked, mark
 from torchrec_mt.data.preparation.sources import Source
 from torchrec_mt.data.preparation.split import TimeCut, find_cut, with_part
 from torchrec_mt.errors import UserError
-from torchrec_mt.schema import GivenPairs, GroupPairs, Schema
+from torchrec_mt.schema import GivenPairs, GroupPairs, Schema, Task
 
 Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class TaskPairs:
-    """Pairs of one task, raw rows left out by reason, and notes for the manifest."""
+    """Positive pairs of one task, raw rows left out by reason, notes for the manifest, and pairs marked as others."""
 
     table: ir.Table
     rejected: dict[str, int]
     notes: dict[str, float | str]
+    marked: Marked = field(default_factory=Marked)
 
 
 def make_pairs(
@@ -62,7 +64,7 @@ def make_pairs(
         divided = with_part(events[name].table, schema, cut)
         match task.pairs:
             case GivenPairs():
-                pairs = TaskPairs(engine.cache(_given(divided)), events[name].rejected, {})
+                pairs = _given(engine, divided, events[name].rejected, task, entities[task.candidate].table)
             case GroupPairs() as rule:
                 pairs = _derived(engine, divided, rule, entities[task.anchor].table, permutation_check)
                 pairs = TaskPairs(pairs.table, events[name].rejected | pairs.rejected, pairs.notes)
@@ -70,20 +72,29 @@ def make_pairs(
         if task.trained_as is None and not engine.one(_in_part(pairs.table, 0).agg(n=ibis._.count()))["n"]:
             raise UserError(
                 f"tasks.{name}.pairs: no training pairs are left (rows left out: {pairs.rejected or 'none'}); "
-                f"look at the split, and at min_grade, min_support, min_lift, same, different and minus"
+                f"look at the split, and at min_grade, roles, min_support, min_lift, same, different and minus"
             )
         made[name] = pairs
         step()
     return {name: made[name] for name in schema.tasks}, cut
 
 
-def _given(divided: ir.Table) -> ir.Table:
+def _given(engine: Engine, divided: ir.Table, rejected: dict[str, int], task: Task, candidates: ir.Table) -> TaskPairs:
+    assert isinstance(task.pairs, GivenPairs)
+    positives = engine.cache(_counted(divided.filter(divided.role == POSITIVE)))
+    if task.trained_as is not None:
+        return TaskPairs(positives, rejected, {})
+    marked = mark(engine, divided, positives, task.pairs, task, candidates)
+    return TaskPairs(positives, rejected, {"unknown_in_negatives": marked.unknown} if marked.unknown else {}, marked)
+
+
+def _counted(rows: ir.Table) -> ir.Table:
     """Repeats of a pair within a part become one row. Decimals: their sum does not depend on the order of rows."""
-    grouped = divided.group_by("part", "anchor", "candidate")
+    grouped = rows.group_by("part", "anchor", "candidate")
     return grouped.agg(
-        count=divided.count().cast("float64"),
-        weight=divided.weight.cast("decimal(28, 12)").sum().cast("float64"),
-        grade=divided.grade.max(),
+        count=rows.count().cast("float64"),
+        weight=rows.weight.cast("decimal(28, 12)").sum().cast("float64"),
+        grade=rows.grade.max(),
     )
 
 

@@ -143,8 +143,9 @@ class _Work:
         entities: dict[str, EntityTable],
     ) -> dict[str, TaskInfo]:
         infos = {}
+        counts = {name: entity.count for name, entity in entities.items()}
         for done, (name, task) in enumerate(self.schema.tasks.items(), 1):
-            info = write_task(self.engine, dataset, name, task, pairs[name], rows, entities[task.candidate].count)
+            info = write_task(self.engine, dataset, name, task, pairs[name], rows, counts)
             if task.truth is not None:
                 source = self.sources[f"tasks.{name}.truth.path"]
                 unknown = write_truth(self.engine, dataset, name, task, task.truth, source, rows)

@@ -19,8 +19,9 @@ from torchrec_mt.data.dataset import FORMAT
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema
 
-Want = Literal["value", "text", "number", "moment", "group", "list", "vector"]
-"""What a column is wanted as: id or category; text; number; time or order; part of a group; list of values; floats."""
+Want = Literal["value", "text", "number", "moment", "group", "list", "ids", "vector"]
+"""What a column is wanted as: id, label or category; text; number; time or order; part of a group; list of values; list
+of ids; floats."""
 
 _SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv"}
 
@@ -135,6 +136,7 @@ _EXPECTED: dict[Want, str] = {
     "moment": "a number, a date, a time stamp or a string",
     "group": "a string, an integer, a date or a time stamp",
     "list": "a list of strings or integers (or a string with a `separator`, in the schema)",
+    "ids": "a list of strings or integers",
     "vector": "a list of numbers",
 }
 
@@ -144,7 +146,7 @@ def _fits(kind: pa.DataType, want: Want) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        inner = {"list": "value", "vector": "number"}.get(want)
+        inner = {"list": "value", "ids": "value", "vector": "number"}.get(want)
         return inner is not None and _fits(kind.value_type, inner)  # type: ignore[arg-type]
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
     integer = types.is_integer(kind)
@@ -170,7 +172,7 @@ def _csv_to_parquet(source: Source, file: Path, columns: Mapping[str, Want], scr
         name: pa.float64() if want == "number" else pa.string() for name, want in columns.items() if want != "moment"
     }
     for name, want in columns.items():
-        if want in ("list", "vector"):
+        if want in ("list", "ids", "vector"):
             raise UserError(
                 f"{source.key}: column '{name}' must be {_EXPECTED[want]}, which CSV cannot hold; use Parquet"
             )

@@ -1,6 +1,6 @@
-"""Writes pairs, frequencies, truth and vocabularies, once entities have their final rows."""
+"""Writes pairs, truth and vocabularies, once entities have their final rows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import ibis
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from torchrec_mt.data.dataset import SPLITS, PreparedDataset, TaskInfo
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.groups import scramble
+from torchrec_mt.data.preparation.known import write_frequencies, write_known
 from torchrec_mt.data.preparation.pairs import TaskPairs
 from torchrec_mt.data.preparation.sources import Source, parquet_files
 from torchrec_mt.data.preparation.vocabulary import Vocabulary
@@ -33,39 +34,48 @@ def write_task(
     task: Task,
     pairs: TaskPairs,
     rows: dict[str, ir.Table],
-    candidates: int,
+    counts: Mapping[str, int],
 ) -> TaskInfo:
-    """Writes `pairs/NAME/*.parquet` (in an order that mixes anchors) and `frequencies/NAME.parquet`.
+    """Writes `pairs/NAME/*.parquet` (in an order that mixes anchors), and what known.py makes of the training part.
 
     Args:
         rows: per entity the columns key and row.
-        candidates: number of candidate entities.
+        counts: number of entities of each kind.
     """
-    table = pairs.table
-    anchors = rows[task.anchor].select(anchor="key", anchor_row="row")
-    ends = rows[task.candidate].select(candidate="key", candidate_row="row")
-    placed = table.inner_join(anchors, "anchor").inner_join(ends, "candidate")
-    placed = placed.select("part", "count", "weight", "grade", anchor="anchor_row", candidate="candidate_row")
-    placed = engine.cache(placed.mutate(mix=scramble(placed.anchor, placed.candidate)))
+    placed = engine.cache(_placed(pairs.table, task, rows))
     numbers: dict[str, int] = {}
     distinct: dict[str, int] = {}
     for part, split in enumerate(SPLITS):
         here = placed.filter(placed.part == part)
         found = engine.one(here.agg(n=here.count(), anchors=here.anchor.nunique()))
         numbers[split], distinct[split] = found["n"], found["anchors"]
-        ordered = here.order_by("mix", "anchor", "candidate").drop("part", "mix")
+        mixed = here.mutate(mix=scramble(here.anchor, here.candidate))
+        ordered = mixed.order_by("mix", "anchor", "candidate").drop("part", "mix")
         weighted = (_weighted(batch, task) for batch in engine.batches(ordered))
         write_blocks(dataset.pairs_path(name, split), _PAIRS, weighted, ROW_GROUP)
-    train = placed.filter(placed.part == 0)
-    counts = engine.arrow(train.group_by("candidate").agg(n=train.count()))
-    frequency = np.zeros(candidates, np.int64)
-    frequency[counts["candidate"].to_numpy()] = counts["n"].to_numpy()
-    write_table(dataset.path / "frequencies" / f"{name}.parquet", pa.table({"train_count": frequency}))
-    engine.drop(placed)
-    return TaskInfo(
+    train = placed.filter(placed.part == 0).select("anchor", "candidate")
+    write_frequencies(engine, dataset, name, task, counts, train)
+    info = TaskInfo(
         anchor=task.anchor, candidate=task.candidate, trained_as=task.trained_as,
         pairs=numbers, anchors=distinct, rejected=pairs.rejected, notes=pairs.notes,
     )  # fmt: skip
+    if task.trained_as is None:
+        ignored, negatives = (
+            None if table is None else _placed(table, task, rows)
+            for table in (pairs.marked.ignored, pairs.marked.negatives)
+        )
+        known = train if ignored is None else train.union(ignored, distinct=False)
+        info.notes.update(write_known(engine, dataset, name, task, counts, known, negatives))
+    engine.drop(placed)
+    return info
+
+
+def _placed(table: ir.Table, task: Task, rows: dict[str, ir.Table]) -> ir.Table:
+    """The same table with rows in place of the keys `anchor` and `candidate`."""
+    anchors = rows[task.anchor].select(anchor="key", anchor_row="row")
+    ends = rows[task.candidate].select(candidate="key", candidate_row="row")
+    joined = table.inner_join(anchors, "anchor").inner_join(ends, "candidate").drop("anchor", "candidate")
+    return joined.rename(anchor="anchor_row", candidate="candidate_row").select(*table.columns)
 
 
 def _weighted(batch: pa.RecordBatch, task: Task) -> pa.RecordBatch:

@@ -63,9 +63,7 @@ def test_stretches_are_the_rows_from_start_round_the_end(sizes: list[int], start
     total = sum(sizes)
     start, length = start % total, length % (total + 1)
     places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
-    found = [
-        (at, row) for at, low, high in _stretches(np.cumsum(sizes), start, length) for row in range(low, high)
-    ]
+    found = [(at, row) for at, low, high in _stretches(np.cumsum(sizes), start, length) for row in range(low, high)]
     assert found == [places[(start + step) % total] for step in range(length)]
 
 

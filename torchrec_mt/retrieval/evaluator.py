@@ -8,7 +8,8 @@ import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.errors import require
-from torchrec_mt.retrieval.baselines import Ranker, bm25, co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.baselines import Ranker, co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.bm25 import bm25
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
 
 Baseline = Literal["popularity", "bm25", "co_occurrence", "oracle"]

@@ -153,16 +153,17 @@ def test_nothing_to_compare(shape: str, anchors: int, columns: int, dtype: torch
         torch.testing.assert_close(gradient.double(), expected_gradient, rtol=0, atol=20 * bound)
 
 
-def test_large_logits_neither_overflow_nor_vanish() -> None:
-    """log(e^1000 + e^1000) = 1000 + log 2, and half the gradient goes to each."""
-    column_CD = torch.tensor([[1.0]], requires_grad=True)
-    private_BK = torch.tensor([[1000.0]], requires_grad=True)
+@pytest.mark.parametrize(("own", "column", "share"), [(1000.0, 1000.0, 0.5), (0.0, 1000.0, 1.0), (1000.0, 0.0, 0.0)])
+def test_large_logits_neither_overflow_nor_vanish(own: float, column: float, share: float) -> None:
+    """log(e^1000 + e^1000) = 1000 + log 2, and half the gradient goes to each; beside e^1000, e^0 is nothing."""
+    column_CD = torch.tensor([[column / 1000]], requires_grad=True)
+    private_BK = torch.tensor([[own]], requires_grad=True)
     blocked = Blocked.nothing(torch.device("cpu"))
     total = weighted_logsumexp(torch.tensor([[1000.0]]), column_CD, private_BK, torch.zeros(1), torch.ones(1), blocked)
     total.backward()
-    assert total.item() == pytest.approx(1000 + math.log(2))
-    assert private_BK.grad.item() == pytest.approx(0.5)
-    assert column_CD.grad.item() == pytest.approx(500.0)
+    assert total.item() == pytest.approx(1000 + (math.log(2) if share == 0.5 else 0))
+    assert private_BK.grad.item() == pytest.approx(1 - share)
+    assert column_CD.grad.item() == pytest.approx(1000 * share)
 
 
 def test_products_are_float32_where_nothing_else_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from torchrec_mt.reporting.table import evaluation_table
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.baselines import Ranker
 from torchrec_mt.retrieval.encode import model_rankers
-from torchrec_mt.retrieval.evaluator import baseline_rankers, evaluate_tasks
+from torchrec_mt.retrieval.evaluator import baseline_rankers, evaluate_tasks, judged_tasks
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
@@ -51,7 +51,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
         model = load_run_model(
             run, dataset, schema, config.model, config.loss, config.sharding, runtime=here, which=which
         )
-        tasks = list(dataset.manifest.tasks)
+        tasks = judged_tasks(dataset, config.evaluate)
         models = model_rankers(model, Collator(dataset), dataset, tasks, config.evaluate, here.device, progress=show)
 
         def judge() -> dict[str, object]:

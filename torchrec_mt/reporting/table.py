@@ -37,7 +37,7 @@ def _add_task(table: Table, task: str, result: Mapping[str, Any]) -> None:
     rivals = [name for name in systems if name != "oracle"]
     best = {metric: max((systems[name][metric] for name in rivals), default=0.0) for metric in _COLUMNS}
     ceiling = systems.get("oracle", {}).get("recall@100", 0.0)
-    table.add_row(f"[bold]{task}[/] [dim]{result['num_anchors']:,} anchors[/]")
+    table.add_row(f"[bold]{task}[/] [dim]{result['num_anchors']:,} anchors[/]", end_section=not systems)
     names = [name for name in _ORDER if name in systems]
     for name in names:
         cells = []

@@ -1,13 +1,13 @@
 """The evaluator: systems x tasks -> metrics over the whole catalogue, by slice too. Reads only a prepared dataset."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.errors import require
+from torchrec_mt.errors import UserError, require
 from torchrec_mt.retrieval.baselines import Ranker, co_occurrence, oracle, popularity
 from torchrec_mt.retrieval.bm25 import bm25
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
@@ -90,6 +90,21 @@ class Evaluation:
                 for name, task in self.tasks.items()
             },
         }
+
+
+def judged_tasks(dataset: PreparedDataset, config: EvaluateConfig) -> list[str]:
+    """The tasks that have pairs in the split to judge on.
+
+    Raises:
+        UserError: none has.
+    """
+    tasks = [name for name, task in dataset.manifest.tasks.items() if task.pairs[config.split]]
+    if not tasks:
+        raise UserError(
+            f"evaluate.split = '{config.split}': no task of '{dataset.path}' has pairs there: judge another split, or "
+            "mend dataset.split and prepare again"
+        )
+    return tasks
 
 
 def split_anchors(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> np.ndarray:
@@ -176,12 +191,14 @@ def evaluate_tasks(
     rankers: Mapping[str, Mapping[str, Ranker]],
     config: EvaluateConfig,
     *,
-    tasks: Sequence[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Judges every task's rankers."""
+    """Judges every task's rankers; a task without rankers has no pairs in the split, and an empty result."""
     results = {}
-    for name in tasks or rankers:
+    for name in dataset.manifest.tasks:
+        if name not in rankers:
+            results[name] = TaskResult(0, {}, {})
+            continue
 
         def told(done: int, total: int, name: str = name) -> None:
             if progress:

@@ -21,7 +21,7 @@ from torchrec_mt.prepare import main as prepare
 from torchrec_mt.train import main as train
 
 IN_BATCH, UNIFORM = '{kind="in_batch"}', '{kind="uniform", count=1024}'
-MEMORY, MINED = '{kind="memory", size=8192}', '{kind="mined", path="MINED", count=4}'
+MEMORY, MINED = '{kind="memory", size=8192, warmup=10}', '{kind="mined", path="MINED", count=4}'
 PLAIN = ('negatives.logq="off"', 'negatives.mask="none"')
 
 

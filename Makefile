@@ -55,4 +55,4 @@ format: $(STAMP) ## let ruff mend and format the code
 clean: ## remove caches and build output (not .venv, not runs)
 	@echo "removing caches and build output"
 	@rm -rf build dist *.egg-info requirements/stubs/*/build requirements/stubs/*/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	@find torchrec_mt tests components -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find torchrec_mt tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,7 +54,9 @@ class PairStream:
     def __init__(
         self, dataset: PreparedDataset, task: str, *, seed: list[int], rank: int, world_size: int, window: int
     ) -> None:
-        self._file = pq.ParquetFile(dataset.pairs_path(task, "train"), memory_map=True)
+        self._dataset, self._path = dataset, dataset.pairs_path(task, "train")
+        with dataset.reading(self._path):
+            self._file = pq.ParquetFile(self._path, memory_map=True)
         if self._file.metadata.num_rows < world_size:
             raise UserError(f"task '{task}' has {self._file.metadata.num_rows} training pairs for {world_size} ranks")
         self._seed, self._rank, self._world_size, self._window = seed, rank, world_size, window
@@ -73,9 +75,9 @@ class PairStream:
         by_rows = len(order) < 4 * self._world_size
         mine = order if by_rows else order[self._rank :: self._world_size]
         for start in range(0, len(mine), self._window):
-            table = self._file.read_row_groups(
-                [int(group) for group in mine[start : start + self._window]], columns=list(_COLUMNS)
-            )
+            groups = [int(group) for group in mine[start : start + self._window]]
+            with self._dataset.reading(self._path):
+                table = self._file.read_row_groups(groups, columns=list(_COLUMNS))
             rows = np.stack([table[name].to_numpy().astype(np.float64) for name in _COLUMNS], axis=1)
             rows = rows[rng.permutation(len(rows))]
             yield rows[self._rank :: self._world_size] if by_rows else rows

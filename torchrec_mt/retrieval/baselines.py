@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from torchrec_mt.data.dataset import PreparedDataset, Split
 
@@ -89,7 +88,7 @@ def entity_texts(dataset: PreparedDataset, entity: str) -> list[str] | None:
     parts = []
     for name, feature in features.items():
         if feature.kind == "text":
-            parts.append(pc.fill_null(pq.read_table(dataset.entity_path(entity), columns=[f"{name}__text"])[0], ""))
+            parts.append(pc.fill_null(dataset.read(dataset.entity_path(entity), [f"{name}__text"])[0], ""))
         elif feature.kind in ("category", "categories") and feature.table is not None:
             parts.append(_category_texts(dataset, entity, name, feature.table))
     texts = [pc.cast(part, pa.large_string()) for part in parts]
@@ -97,10 +96,10 @@ def entity_texts(dataset: PreparedDataset, entity: str) -> list[str] | None:
 
 
 def _category_texts(dataset: PreparedDataset, entity: str, feature: str, table: str) -> pa.Array:
-    vocabulary = pq.read_table(dataset.vocabulary_path(table), columns=["value", "row"])
+    vocabulary = dataset.read(dataset.vocabulary_path(table), ["value", "row"])
     values = np.full(dataset.manifest.tables[table], "", dtype=object)
     values[vocabulary["row"].to_numpy()] = vocabulary["value"].to_numpy(zero_copy_only=False)
-    rows = pq.read_table(dataset.entity_path(entity), columns=[feature])[feature].combine_chunks()
+    rows = dataset.read(dataset.entity_path(entity), [feature])[feature].combine_chunks()
     lists = pa.ListArray.from_arrays(rows.offsets, pa.array(values[rows.values.to_numpy()], pa.string()))
     return pc.binary_join(lists, " ")
 
@@ -134,7 +133,7 @@ def oracle(dataset: PreparedDataset, task: str, split: Split) -> Ranker:
     """The best possible ranking: by the truth where the data knows it, else the split's own pairs, best grade first."""
     info, same = dataset.manifest.tasks[task], _same_entity(dataset, task)
     if dataset.truth_path(task).exists():
-        truth = pq.read_table(dataset.truth_path(task))
+        truth = dataset.read(dataset.truth_path(task))
         anchor, candidate, score = (truth[name].to_numpy() for name in ("anchor", "candidate", "score"))
     else:
         pairs = dataset.pairs(task, split)

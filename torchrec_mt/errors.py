@@ -43,7 +43,7 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
-def require(holds: bool, key: str, value: object, allowed: str) -> None:
+def require(holds: object, key: str, value: object, allowed: str) -> None:
     """Says what is allowed of a setting; for the `__post_init__` of config classes, which `config.py` reports by key.
 
     Raises:
@@ -51,6 +51,20 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """
     if not holds:
         raise ValueError(f"{key} = {value!r}: must be {allowed}")
+
+
+def within(config: object, least: float, most: float, *keys: str) -> None:
+    """The same for numbers of a config: each named one is a number from `least` to `most`."""
+    for key in keys:
+        value = getattr(config, key)
+        require(least <= value <= most, key, value, f"at least {least:,} and at most {most:,}")
+
+
+def at_most(config: object, most: float, *keys: str) -> None:
+    """The same for numbers whose least value is told elsewhere; None passes."""
+    for key in keys:
+        value = getattr(config, key)
+        require(value is None or value <= most, key, value, f"at most {most:,}")
 
 
 def run_program(main: Callable[[list[str] | None], int]) -> NoReturn:

@@ -8,6 +8,8 @@ This module imports neither torch nor any other room.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torchrec_mt.errors import at_most, require
+
 OOV_ROW = 0
 """Row 0 of every embedding table stands for every id or value that is rare, unseen or dropped out."""
 
@@ -25,6 +27,11 @@ class Table:
     dim: int = 64
     max_rows: int = 1_000_000
     min_count: int = 1
+
+    def __post_init__(self) -> None:
+        at_most(self, 65_536, "dim")
+        at_most(self, 2**31 - 1, "max_rows")
+        at_most(self, 1_000_000_000, "min_count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,9 @@ class CategoriesFeature:
     separator: str | None = None
     max_values: int = 64
 
+    def __post_init__(self) -> None:
+        at_most(self, 1_000_000, "max_values")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextFeature:
@@ -81,6 +91,10 @@ class TextFeature:
     max_tokens: int = 512
     weights: Literal["uniform", "idf"] = "uniform"
 
+    def __post_init__(self) -> None:
+        at_most(self, 1_000_000, "max_tokens")
+        require(max(self.char_ngrams, default=0) <= 64, "char_ngrams", self.char_ngrams, "lengths of at most 64")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NumberFeature:
@@ -101,6 +115,9 @@ class VectorFeature:
     kind: Literal["vector"]
     column: str
     dim: int
+
+    def __post_init__(self) -> None:
+        at_most(self, 65_536, "dim")
 
 
 SparseFeature = IdFeature | CategoryFeature | CategoriesFeature | TextFeature
@@ -153,6 +170,11 @@ class GivenPairs:
     time: str | None = None
     group: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        at_most(self, 1e6, "min_grade")
+        for label, role in self.roles.items():
+            require(isinstance(role, str) or role <= 1e6, f"roles.{label}", role, "a grade of at most 1e6")
+
     @property
     def names_negatives(self) -> bool:
         """Whether some rows name negatives of their anchor."""
@@ -190,6 +212,10 @@ class GroupPairs:
     same: str | None = None
     different: str | None = None
     minus: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        at_most(self, 1_000_000_000, "min_support", "max_group_size")
+        at_most(self, 1e12, "min_lift")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +261,11 @@ class TimeSplit:
     test_from: str | float | None = None
     valid_share: float = 0.1
     test_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key, moment in (("valid_from", self.valid_from), ("test_from", self.test_from)):
+            inside = moment is None or isinstance(moment, str) or abs(moment) <= 9.2e18
+            require(inside, key, moment, "within 9.2e18 (a 64-bit time)")
 
 
 @dataclass(frozen=True, kw_only=True)

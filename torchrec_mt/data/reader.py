@@ -19,7 +19,7 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mixing import Mixing, ProportionalMixing, batch_sizes
 from torchrec_mt.data.negatives import NegativesConfig, Sampler
 from torchrec_mt.data.task_pairs import PairMaker, PairRules
-from torchrec_mt.errors import UserError, require
+from torchrec_mt.errors import UserError, within
 from torchrec_mt.schema import IdFeature, Schema
 
 
@@ -40,9 +40,9 @@ class ReaderConfig:
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(self.shuffle_row_groups >= 1, "shuffle_row_groups", self.shuffle_row_groups, "at least 1")
-        require(self.prefetch >= 0, "prefetch", self.prefetch, "0 or more")
+        within(self, 1, 1 << 24, "batch_size")
+        within(self, 1, 1_000_000, "shuffle_row_groups")
+        within(self, 0, 1_000, "prefetch")
 
 
 _COLUMNS = ("anchor", "candidate", "weight", "grade")

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.errors import require
+from torchrec_mt.errors import within
 from torchrec_mt.retrieval.baselines import Ranker, bm25, co_occurrence, oracle, popularity
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
 
@@ -29,7 +29,7 @@ class EvaluateConfig:
     baselines: tuple[Baseline, ...] = ("popularity", "bm25", "co_occurrence", "oracle")
 
     def __post_init__(self) -> None:
-        require(self.max_anchors >= 0, "max_anchors", self.max_anchors, "0 (all) or more")
+        within(self, 0, 1_000_000_000, "max_anchors")
 
 
 @dataclass(frozen=True)

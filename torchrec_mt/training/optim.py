@@ -8,7 +8,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from torchrec_mt.errors import require
+from torchrec_mt.errors import require, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class OptimConfig:
     final_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        for key in ("table_rate", "dense_rate", "warmup_steps"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        within(self, 0, 1e30, "table_rate", "dense_rate")  # float32 holds it; whether it learns is seen in training
+        within(self, 0, 1_000_000_000, "warmup_steps")
         require(0 <= self.final_rate <= 1, "final_rate", self.final_rate, "from 0 to 1")
 
 

@@ -13,7 +13,7 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import from_main, sum_over_ranks
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
-from torchrec_mt.errors import UserError, require
+from torchrec_mt.errors import UserError, require, within
 from torchrec_mt.models.embeddings import Embeddings
 from torchrec_mt.retrieval.metrics import METRICS
 from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
@@ -48,10 +48,10 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
-        for key in ("steps", "patience", "validation_anchors"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        for key in ("validations", "log_every"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        within(self, 0, 1_000_000, "epochs")
+        within(self, 0, 1_000_000_000, "steps", "patience", "validation_anchors")
+        within(self, 1, 1_000_000, "validations")
+        within(self, 1, 1_000_000_000, "log_every")
 
 
 Metrics = dict[str, float]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, at_most
 
 BEGIN = datetime(2025, 1, 1)
 """The shop's first day."""
@@ -55,6 +55,13 @@ class SyntheticShop:
     synonym_share: float = 0.35
     typo_share: float = 0.1
     truth_depth: int = 200
+
+    def __post_init__(self) -> None:
+        at_most(self, 2**32 - 1, "seed")
+        at_most(self, 100_000_000, "products", "queries")
+        at_most(self, 10_000_000_000, "events")
+        at_most(self, 36_500, "days")
+        at_most(self, 1_000_000, "leaves", "styles", "brands_per_leaf", "truth_depth")
 
     @property
     def leaf_count(self) -> int:

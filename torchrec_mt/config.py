@@ -227,7 +227,9 @@ class _Place:
             if isinstance(value, str | int | float) or (isinstance(value, list) and not part.isdigit()):
                 continue  # the name of a plain type: such a value has no keys
             path.append(part)
-            value = value.get(part) if isinstance(value, dict) else None
+            value = (
+                value.get(part) if isinstance(value, dict) else value[int(part)] if isinstance(value, list) else None
+            )
         return cls(".".join(path), *choice)
 
 

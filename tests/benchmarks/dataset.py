@@ -1,4 +1,4 @@
-"""A large one-task dataset written straight in prepared form: two entities, four tables of a million rows of width 64."""
+"""A large one-task dataset written straight in prepared form: two entities, four tables of a million rows each."""
 
 from pathlib import Path
 

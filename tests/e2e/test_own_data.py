@@ -49,7 +49,8 @@ pairs = {{ kind = "groups", path = "purchases.csv", group = ["household", "day"]
 dim = 16
 [reader]
 batch_size = 64
-uniform_negatives = 16
+[negatives]
+sources = [{{ kind = "in_batch" }}, {{ kind = "uniform", count = 16 }}]
 [trainer]
 steps = 60
 validations = 1

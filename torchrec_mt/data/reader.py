@@ -1,8 +1,8 @@
 """Reader: each rank streams its own row groups of every task's pairs and yields Batches, without end.
 
-A task's pairs are passed over again and again, each pass in a new order: row groups are permuted over ranks, a window
-of them is read at a time and its rows permuted. Ranks never run dry, so they agree on any number of steps. The same
-(seed, rank, number of ranks) gives the same batches.
+A task's pairs are passed over again and again, each pass in a new order: row groups are permuted, ranks take equal
+stretches of them, a window of row groups is read at a time and its rows permuted. Ranks never run dry, so they agree on
+any number of steps. The same (seed, rank, number of ranks) gives the same batches.
 """
 
 from collections import deque
@@ -59,6 +59,8 @@ class PairStream:
             self._file = pq.ParquetFile(self._path, memory_map=True)
         if self._file.metadata.num_rows < world_size:
             raise UserError(f"task '{task}' has {self._file.metadata.num_rows} training pairs for {world_size} ranks")
+        metadata = self._file.metadata
+        self._group_rows = np.array([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
         self._seed, self._rank, self._world_size, self._window = seed, rank, world_size, window
         self._blocks = self._all_passes()
         self._rows: np.ndarray = np.zeros((0, len(_COLUMNS)))
@@ -66,21 +68,33 @@ class PairStream:
     def _all_passes(self) -> Iterator[np.ndarray]:
         number = 0
         while True:
-            yield from self._one_pass(np.random.default_rng([*self._seed, number]))
+            yield from self._one_pass(number)
             number += 1
 
-    def _one_pass(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        order = rng.permutation(self._file.num_row_groups)
-        # Too few row groups to give every rank a fair part: every rank reads all, and takes every W-th row.
-        by_rows = len(order) < 4 * self._world_size
-        mine = order if by_rows else order[self._rank :: self._world_size]
-        for start in range(0, len(mine), self._window):
-            groups = [int(group) for group in mine[start : start + self._window]]
-            with self._dataset.reading(self._path):
-                table = self._file.read_row_groups(groups, columns=list(_COLUMNS))
-            rows = np.stack([table[name].to_numpy().astype(np.float64) for name in _COLUMNS], axis=1)
-            rows = rows[rng.permutation(len(rows))]
-            yield rows[self._rank :: self._world_size] if by_rows else rows
+    def _one_pass(self, number: int) -> Iterator[np.ndarray]:
+        """This rank's part of a pass: the pairs stand in one order for all ranks, and each takes its stretch of it.
+
+        All parts are equally long, so all ranks pass on together; what does not divide (fewer pairs than ranks, others
+        every time) is left out of the pass.
+        """
+        rng = np.random.default_rng([*self._seed, number])
+        order = rng.permutation(len(self._group_rows))
+        ends = np.cumsum(self._group_rows[order])
+        share = int(ends[-1]) // self._world_size
+        start = (int(rng.integers(ends[-1])) + self._rank * share) % int(ends[-1])
+        stretches = _stretches(ends, start, share)
+        own = np.random.default_rng([*self._seed, number, self._rank + 1])
+        for first in range(0, len(stretches), self._window):
+            rows = np.concatenate(
+                [self._read(int(order[at]), low, high) for at, low, high in stretches[first : first + self._window]]
+            )
+            yield rows[own.permutation(len(rows))]
+
+    def _read(self, group: int, low: int, high: int) -> np.ndarray:
+        """Rows [low, high) of a row group."""
+        with self._dataset.reading(self._path):
+            table = self._file.read_row_group(group, columns=list(_COLUMNS)).slice(low, high - low)
+        return np.stack([table[name].to_numpy().astype(np.float64) for name in _COLUMNS], axis=1)
 
     def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The next pairs: anchor_B, candidate_B (int64), weight_B, grade_B (float32)."""
@@ -94,6 +108,22 @@ class PairStream:
         anchor_B, candidate_B, weight_B, grade_B = np.concatenate(parts).T
         ids = anchor_B.astype(np.int64), candidate_B.astype(np.int64)
         return *ids, weight_B.astype(np.float32), grade_B.astype(np.float32)
+
+
+def _stretches(ends: np.ndarray, start: int, length: int) -> list[tuple[int, int, int]]:
+    """Which rows of which row groups, (position, low, high), make `length` rows from row `start` on, round the end.
+
+    Args:
+        ends: running number of rows at the end of each group.
+    """
+    total = int(ends[-1])
+    found = []
+    for low, high in ((start, min(start + length, total)), (0, max(0, start + length - total))):
+        first, last = np.searchsorted(ends, [low, high - 1], side="right") if high > low else (0, -1)
+        for at in range(first, last + 1):
+            begin = int(ends[at - 1]) if at else 0
+            found.append((at, max(low, begin) - begin, min(high, int(ends[at])) - begin))
+    return found
 
 
 class Reader:

@@ -19,7 +19,11 @@ from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.errors import UserError
 
-ShardingKind = Literal["auto", "table_wise", "row_wise"]
+ShardingKind = Literal["auto", "table_wise", "row_wise", "data_parallel"]
+
+# How each kind computes. `dense`: the gradient is a tensor of the table's size, the update comes after the backward.
+_KERNELS = {"table_wise": "fused", "row_wise": "fused", "data_parallel": "dense"}
+_AUTO = ["table_wise", "row_wise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,10 @@ class ShardingConfig:
 
     Args:
         default: for tables not named in `tables`. `auto` lets TorchRec's planner choose between table-wise and
-            row-wise. Replicated (data-parallel) tables are not offered: they would silently miss the fused optimizer.
+            row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
+            gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
+            rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
+        tables: kind by table.
     """
 
     default: ShardingKind = "auto"
@@ -39,10 +46,10 @@ class Sharder(EmbeddingBagCollectionSharder):
     """The default sharder, with row-wise also on CPU, where TorchRec does not offer it (results are equal)."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return ["table_wise", "row_wise"]
+        return list(_KERNELS)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return ["fused"]
+        return [_KERNELS[sharding_type]]
 
 
 def make_plan(
@@ -69,8 +76,8 @@ def make_plan(
         )
     constraints = {
         table: ParameterConstraints(
-            sharding_types=["table_wise", "row_wise"] if kind == "auto" else [kind],
-            compute_kernels=["fused"],
+            sharding_types=_AUTO if kind == "auto" else [kind],
+            compute_kernels=["dense"] if kind == "data_parallel" else ["fused"],
             pooling_factors=[max(factor, 0.01) for factor in factors],
         )
         for table, factors in pooling_factors.items()

@@ -8,11 +8,16 @@ _MESSAGES = {
     "torchrec.distributed.planner.types": "The topology was constructed directly",
     # Said on the first import of fx by any tracing code.
     "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+    # Replicated tables have no shards, and nobody asked for a cache.
+    "root": "Sharding spec not found for ",
+    "torchrec.distributed.utils": "Sharding Type is data_parallel, caching params will be ignored",
 }
 
 _WARNINGS = (
     # TorchRec 1.8 calls collectives by the names they had before torch 2.13.
-    r"`torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
+    (FutureWarning, r"`torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated"),
+    # On CPU the lookup of a replicated table brings its own backward; tests/parity compares the gradients.
+    (UserWarning, r"fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered"),
 )
 
 
@@ -31,5 +36,5 @@ def quiet_dependencies() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _Filter) for existing in logger.filters):
             logger.addFilter(_Filter(start))
-    for message in _WARNINGS:
-        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+    for category, message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=category)

@@ -1,4 +1,7 @@
-"""Applies a plan to the plain model: tables sharded, their optimizer fused into the backward, the rest replicated."""
+"""Applies a plan to the plain model: tables sharded, their optimizer fused into the backward, the rest replicated.
+
+Tables that the plan replicates have no fused optimizer: `replicated_tables` names them for one of the same rule.
+"""
 
 import warnings
 from dataclasses import replace
@@ -16,13 +19,17 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import max_over_ranks
 from torchrec_mt.distributed.planning import Sharder
 
+# Of row-wise Adagrad: the fused kernel's default is 1e-8 and that of `RowWiseAdagrad` 1e-10, so it is given to both.
+TABLE_EPS = 1e-8
+
 
 def fuse_table_optimizer(tables: nn.Module, learning_rate: float) -> None:
     """Marks tables for row-wise Adagrad inside the backward pass (one accumulator a row). Call before `shard`.
 
-    Every backward through a table is then an update: call exactly one a step.
+    Every backward through a table is then an update: call exactly one a step. Tables that the plan replicates lose the
+    mark: they are updated by `Optimizers.step`.
     """
-    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": learning_rate})
+    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": learning_rate, "eps": TABLE_EPS})
 
 
 def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
@@ -37,6 +44,33 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
             sharders=[Sharder()],
             data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=True),
         )
+
+
+def is_table(name: str) -> bool:
+    """Whether a parameter of the sharded model is an embedding table (or this rank's shards of one)."""
+    return ".embedding_bags." in name
+
+
+def replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
+    """Tables that are whole on every rank, by parameter name: someone must update them after the backward.
+
+    Raises:
+        ValueError: a sharded table without fused optimizer, a replicated one with it, or a table the model lacks.
+    """
+    replicated = {
+        f"{path}.embedding_bags.{table}.weight": parameter.sharding_type == "data_parallel"
+        for path, tables in model.plan.plan.items()
+        for table, parameter in tables.items()
+    }
+    tables = {name: parameter for name, parameter in model.named_parameters() if is_table(name)}
+    if tables.keys() != replicated.keys():
+        raise ValueError(f"tables of plan and model differ: {sorted(tables.keys() ^ replicated.keys())}")
+    fused = set(model.fused_optimizer.params)
+    # A rank that holds nothing of a table (`numel` is 0) has nothing to update.
+    wrong = [name for name, table in tables.items() if table.numel() and replicated[name] == (name in fused)]
+    if wrong:
+        raise ValueError(f"tables that no optimizer would update, or two would: {wrong}")
+    return {name: table for name, table in tables.items() if replicated[name]}
 
 
 def pad_rows(batch: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""How cosines become logits: a temperature per task, learned within bounds or fixed, and a bias for those that need one."""
+"""How cosines become logits: a temperature per task, learned within bounds or fixed; a bias where a loss has one."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,7 +46,15 @@ class TaskScales(nn.Module):
         self.register_buffer("_high_T", -torch.tensor(least).log(), persistent=False)
 
     def forward(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Inverse temperature per task, and bias per task that has one: scalars."""
+        """Inverse temperature per task, and bias per task that has one: scalars.
+
+        Outside its bounds a temperature has no gradient and would stay there: `clip` it after every step.
+        """
         inverse_T = self.log_inverse_T.clamp(self._low_T, self._high_T).exp()  # type: ignore[arg-type]
         bias = {} if self.bias_S is None else dict(zip(self._biased, self.bias_S, strict=True))
         return dict(zip(self._tasks, inverse_T, strict=True)), bias
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Brings temperatures back into their bounds."""
+        self.log_inverse_T.clamp_(self._low_T, self._high_T)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Optimizers: row-wise Adagrad fused into the tables' backward, Adam for the rest, one learning-rate schedule."""
+"""Optimizers: row-wise Adagrad of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from torchrec_mt.distributed.sharding import TABLE_EPS, is_table, replicated_tables
 from torchrec_mt.errors import require, within
 
 
@@ -16,7 +17,7 @@ class OptimConfig:
     """Learning rates.
 
     Args:
-        table_rate: row-wise Adagrad of the tables. dense_rate: Adam of the rest.
+        table_rate: row-wise Adagrad of the tables, however they are sharded. dense_rate: Adam of the rest.
         warmup_steps: steps of linear warm-up. final_rate: share of the rate left at the last step (cosine decay).
     """
 
@@ -40,35 +41,42 @@ def rate_factor(config: OptimConfig, step: int, steps: int) -> float:
 
 
 class Optimizers:
-    """Both optimizers behind one `step`; tables were updated in the backward already.
+    """All optimizers behind one `step`; sharded tables were updated in the backward already.
+
+    Replicated tables, which TorchRec gives no optimizer, take the fused kernel's update from `RowWiseAdagrad`.
 
     Raises:
-        ValueError: a table that neither optimizer would update (TorchRec leaves replicated tables to the dense one).
+        ValueError: a table that no optimizer would update, or two would.
     """
 
     def __init__(self, config: OptimConfig, model: DistributedModelParallel, steps: int) -> None:
         self._config, self._steps = config, steps
-        dense = dict(in_backward_optimizer_filter(model.named_parameters()))
-        orphans = [name for name in dense if ".embedding_bags." in name]
-        if orphans:
-            raise ValueError(f"tables without their fused optimizer: {orphans}")
+        replicated = replicated_tables(model)
+        dense = {name: parameter for name, parameter in model.named_parameters() if not is_table(name)}
         self._fused = model.fused_optimizer
-        self._dense = KeyedOptimizerWrapper(
-            dense, lambda parameters: torch.optim.Adam(parameters, lr=config.dense_rate)
-        )
-        self.combined = CombinedOptimizer([("tables", self._fused), ("dense", self._dense)])
+        self._after_backward = {
+            "dense": KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adam(parameters, lr=config.dense_rate))
+        }
+        if replicated:
+            self._after_backward["replicated"] = KeyedOptimizerWrapper(
+                replicated, lambda parameters: RowWiseAdagrad(parameters, lr=config.table_rate, eps=TABLE_EPS)
+            )
+        self.combined = CombinedOptimizer([("tables", self._fused), *self._after_backward.items()])
 
     def zero_grad(self) -> None:
-        self._dense.zero_grad()
+        for optimizer in self._after_backward.values():
+            optimizer.zero_grad()
 
     def set_rate(self, step: int) -> None:
-        """Call before the backward of a step: the tables take their update there."""
+        """Call before the backward of a step: sharded tables take their update there."""
         factor = rate_factor(self._config, step, self._steps)
-        for optimizer, rate in ((self._fused, self._config.table_rate), (self._dense, self._config.dense_rate)):
+        for name, optimizer in {"tables": self._fused, **self._after_backward}.items():
+            rate = self._config.dense_rate if name == "dense" else self._config.table_rate
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         # The fused optimizer passes its rate to the kernels here; the weights moved in the backward.
         self._fused.step()
 
     def step(self) -> None:
-        self._dense.step()
+        for optimizer in self._after_backward.values():
+            optimizer.step()

@@ -15,6 +15,7 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError, require, within
 from torchrec_mt.models.embeddings import Embeddings
+from torchrec_mt.models.scales import TaskScales
 from torchrec_mt.retrieval.metrics import METRICS
 from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
 from torchrec_mt.training.checkpoint import save_model
@@ -105,6 +106,7 @@ class Trainer:
         self._publish, self._progress = publish, progress
         self.clock = StepClock(runtime.device)
         self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
+        self._scales = next(module for module in model.modules() if isinstance(module, TaskScales))
 
     def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
         """The next batch and its step, on the clock. Returns the losses and the number of pairs of this rank."""
@@ -137,6 +139,7 @@ class Trainer:
         sum(self._weights[name] * loss for name, loss in losses.items()).backward()  # type: ignore[union-attr]
         clock.mark("tables")
         self._optimizers.step()
+        self._scales.clip()
         clock.mark("optimizer")
         self._candidates = {name: candidate_BD.detach() for name, candidate_BD in vectors.candidate.items()}
         return values

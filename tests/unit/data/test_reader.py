@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tiny import PRODUCTS, tiny_schema, write_tiny
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator, uniform_hash
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.data.reader import PairStream, Reader, ReaderConfig, prefetched
+from torchrec_mt.data.negatives import NegativesConfig, Uniform
+from torchrec_mt.data.reader import PairStream, Reader, ReaderConfig, _stretches, prefetched
 from torchrec_mt.errors import UserError
 
 
@@ -25,16 +28,43 @@ def stream(dataset: PreparedDataset, rank: int, world_size: int, window: int = 4
     return PairStream(dataset, "find", seed=[0, 0], rank=rank, world_size=world_size, window=window)
 
 
+@pytest.mark.parametrize("window", [1, 4])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_together_pass_over_every_pair_once(dataset: PreparedDataset, world_size: int) -> None:
+def test_ranks_together_pass_over_every_pair_once_in_every_pass(
+    dataset: PreparedDataset, world_size: int, window: int
+) -> None:
     expected = Counter(zip(*(dataset.pairs("find", "train")[c].tolist() for c in ("anchor", "candidate")), strict=True))
-    seen: Counter[tuple[int, int]] = Counter()
-    for rank in range(world_size):
-        one_pass = next(
-            iter([np.concatenate(list(stream(dataset, rank, world_size)._one_pass(np.random.default_rng(7))))])
-        )
-        seen.update((int(a), int(c)) for a, c, _ in one_pass)
-    assert seen == expected
+    streams = [stream(dataset, rank, world_size, window) for rank in range(world_size)]
+    for _ in range(4):  # 300 pairs divide among 1, 2 and 3 ranks
+        seen: Counter[tuple[int, int]] = Counter()
+        for one in streams:
+            anchor_B, candidate_B, _, _ = one.take(300 // world_size)
+            seen.update(zip(anchor_B.tolist(), candidate_B.tolist(), strict=True))
+        assert seen == expected
+
+
+def test_what_does_not_divide_is_left_out_and_differs_by_pass(tmp_path: Path) -> None:
+    uneven = write_tiny(tmp_path / "uneven", train_pairs=301)
+    streams = [stream(uneven, rank, 4) for rank in range(4)]
+    every = Counter(zip(*(uneven.pairs("find", "train")[c].tolist() for c in ("anchor", "candidate")), strict=True))
+    left_out = []
+    for _ in range(3):
+        taken = [one.take(75) for one in streams]
+        seen = Counter((int(a), int(c)) for part in taken for a, c in zip(part[0], part[1], strict=True))
+        assert seen.total() == 300
+        [(pair, count)] = (every - seen).items()
+        assert count == 1
+        left_out.append(pair)
+    assert len(set(left_out)) > 1
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 100), st.integers(0, 100))
+def test_stretches_are_the_rows_from_start_round_the_end(sizes: list[int], start: int, length: int) -> None:
+    total = sum(sizes)
+    start, length = start % total, length % (total + 1)
+    places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
+    found = [(at, row) for at, low, high in _stretches(np.cumsum(sizes), start, length) for row in range(low, high)]
+    assert found == [places[(start + step) % total] for step in range(length)]
 
 
 def test_a_second_pass_comes_in_another_order(dataset: PreparedDataset) -> None:
@@ -51,8 +81,8 @@ def test_fewer_pairs_than_ranks_is_an_error(tmp_path: Path) -> None:
 
 
 def batches(dataset: PreparedDataset, count: int, *, prefetch: int = 0, seed: int = 0, rank: int = 0) -> list[Batch]:
-    config = ReaderConfig(batch_size=30, uniform_negatives=8, prefetch=prefetch)
-    reader = Reader(config, dataset, tiny_schema(), seed=seed, rank=rank, world_size=2)
+    config, negatives = ReaderConfig(batch_size=30, prefetch=prefetch), NegativesConfig(sources=(Uniform(count=8),))
+    reader = Reader(config, dataset, tiny_schema(), negatives=negatives, seed=seed, rank=rank, world_size=2)
     iterator = iter(reader)
     made = list(islice(iterator, count))
     iterator.close()  # type: ignore[attr-defined]
@@ -102,14 +132,14 @@ def test_features_of_rows_are_those_of_the_entities_file(dataset: PreparedDatase
     np.testing.assert_array_equal(batch.entities["product"].dense_ED[:, 0], table["price"].to_numpy()[ids])
 
 
-def test_expected_counts_are_of_all_sources_and_ranks(dataset: PreparedDataset) -> None:
+def test_shares_and_expected_draws_of_every_column(dataset: PreparedDataset) -> None:
     [batch] = batches(dataset, 1)
-    pairs = batch.pairs["find"]
-    frequency_N = dataset.frequencies("find")
-    expected_B = 2 * (10 * frequency_N[pairs.candidate_id_B] / 300 + 8 / PRODUCTS)
-    np.testing.assert_allclose(pairs.log_count_B.exp(), expected_B, rtol=1e-6)
-    expected_M = 2 * (10 * frequency_N[batch.negatives["product"].id_M] / 300 + 8 / PRODUCTS)
-    np.testing.assert_allclose(pairs.negative_log_count_M.exp(), expected_M, rtol=1e-6)
+    pairs, share_N = batch.pairs["find"], dataset.frequencies("find") / 300
+    np.testing.assert_allclose(pairs.share_B, share_N[pairs.candidate_id_B], rtol=1e-6)
+    np.testing.assert_allclose(pairs.share_M, share_N[batch.negatives["product"].id_M], rtol=1e-6)
+    assert pairs.drawn_B.tolist() == pytest.approx([8 / PRODUCTS] * 10)
+    assert pairs.drawn_M.tolist() == pytest.approx([8 / PRODUCTS] * 8)
+    assert pairs.stretches == ((0, 8),)
 
 
 def test_id_dropout_depends_on_step_and_entity_not_on_the_batch(dataset: PreparedDataset) -> None:

@@ -8,7 +8,10 @@ from tests.tiny import tiny_schema, write_tiny
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.negatives import NegativesConfig, Uniform
 from torchrec_mt.data.reader import Reader, ReaderConfig
+from torchrec_mt.models.losses.config import LossConfig
+from torchrec_mt.models.scales import Temperature
 from torchrec_mt.models.two_tower import ModelConfig, TwoTower
 from torchrec_mt.training.assemble import model_spec
 
@@ -22,14 +25,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 @pytest.fixture(scope="module")
 def batch(dataset: PreparedDataset) -> Batch:
-    config = ReaderConfig(batch_size=30, uniform_negatives=8, prefetch=0)
-    return next(iter(Reader(config, dataset, tiny_schema(), seed=0, rank=0, world_size=1)))
+    config, negatives = ReaderConfig(batch_size=30, prefetch=0), NegativesConfig(sources=(Uniform(count=8),))
+    return next(iter(Reader(config, dataset, tiny_schema(), negatives=negatives, seed=0, rank=0, world_size=1)))
 
 
-def make_model(dataset: PreparedDataset, **settings: float) -> TwoTower:
+def make_model(dataset: PreparedDataset, **settings: object) -> TwoTower:
     torch.manual_seed(0)
     config = ModelConfig(dim=16, hidden=24, task_hidden=24, **settings)  # type: ignore[arg-type]
-    return TwoTower(model_spec(dataset.manifest, tiny_schema()), config, device=CPU)
+    return TwoTower(model_spec(dataset.manifest, tiny_schema(), LossConfig()), config, device=CPU)
 
 
 def test_vectors_have_length_one_and_the_pairs_shapes(dataset: PreparedDataset, batch: Batch) -> None:
@@ -41,12 +44,38 @@ def test_vectors_have_length_one_and_the_pairs_shapes(dataset: PreparedDataset, 
     assert vectors.inverse_temperature["find"].item() == pytest.approx(1 / 0.07)
 
 
-def test_temperature_stays_within_its_bounds(dataset: PreparedDataset, batch: Batch) -> None:
-    model = make_model(dataset, min_temperature=0.05, max_temperature=0.5)
+def test_temperatures_stay_within_their_bounds_and_come_back(dataset: PreparedDataset) -> None:
+    soft = Temperature(initial=0.1, minimum=0.05, maximum=0.5)
+    model = make_model(dataset, temperature=soft, temperatures={"find": Temperature(initial=0.3, learned=False)})
+    log_inverse_T = model.scales.log_inverse_T
     with torch.no_grad():
-        model.log_inverse_temperature_T.copy_(torch.tensor([-9.0, 0.0, 9.0]))
-    found = model(batch).inverse_temperature
-    assert [value.item() for value in found.values()] == pytest.approx([2.0, 2.0, 20.0])
+        log_inverse_T.copy_(torch.tensor([9.0, -9.0, 9.0]))
+    found, _ = model.scales()
+    assert [value.item() for value in found.values()] == pytest.approx([1 / 0.3, 2.0, 20.0])
+    model.scales.clip()
+    sum(model.scales()[0].values()).backward()  # type: ignore[union-attr]
+    assert log_inverse_T.grad is not None
+    assert (log_inverse_T.grad > 0).all(), "no way back from the bound"
+    torch.optim.SGD([log_inverse_T], lr=0.01).step()
+    model.scales.clip()
+    assert model.scales()[0]["find"].item() == pytest.approx(1 / 0.3), "fixed, but it moved"
+    assert 10 < model.scales()[0]["goes_with"].item() < 20
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 16])
+def test_towers_in_slices_give_the_same_gradient(dataset: PreparedDataset, batch: Batch, rows_at_once: int) -> None:
+    def gradients(at_once: int) -> dict[str, torch.Tensor]:
+        model = make_model(dataset, rows_at_once=at_once)
+        vectors = model(batch)
+        parts = [*vectors.anchor.values(), *vectors.candidate.values(), *vectors.negative.values()]
+        rng = torch.Generator().manual_seed(3)
+        sum((part * torch.randn(part.shape, generator=rng)).sum() for part in parts).backward()  # type: ignore[union-attr]
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, sliced = gradients(0), gradients(rows_at_once)
+    assert whole.keys() == sliced.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(sliced[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_pairs_and_whole_entities_are_encoded_alike(dataset: PreparedDataset, batch: Batch) -> None:

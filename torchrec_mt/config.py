@@ -39,6 +39,7 @@ class DatasetConfig(Schema):
     source: Source
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         allowed = "letters, digits, '_', '-' and '.' (the default run folder is called so)"
         require(re.fullmatch(r"[\w-][\w.-]*", self.name), "name", self.name, allowed)
 

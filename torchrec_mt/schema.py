@@ -5,6 +5,7 @@ task. `data/` turns raw tables into a prepared dataset by this declaration, `mod
 This module imports neither torch nor any other room.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,6 +47,9 @@ class IdFeature:
     kind: Literal["id"]
     table: str
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_most(self, 1, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +177,9 @@ class GivenPairs:
     def __post_init__(self) -> None:
         at_most(self, 1e6, "min_grade")
         for label, role in self.roles.items():
-            require(isinstance(role, str) or role <= 1e6, f"roles.{label}", role, "a grade of at most 1e6")
+            # What is not finite is refused by `check_schema`.
+            huge = not isinstance(role, str) and 1e6 < role < math.inf
+            require(not huge, f"roles.{label}", role, "a grade of at most 1e6")
 
     @property
     def names_negatives(self) -> bool:
@@ -263,6 +269,7 @@ class TimeSplit:
     test_share: float = 0.1
 
     def __post_init__(self) -> None:
+        at_most(self, 1, "valid_share", "test_share")
         for key, moment in (("valid_from", self.valid_from), ("test_from", self.test_from)):
             inside = moment is None or isinstance(moment, str) or abs(moment) <= 9.2e18
             require(inside, key, moment, "within 9.2e18 (a 64-bit time)")
@@ -278,6 +285,9 @@ class GroupSplit:
     test_share: float = 0.1
     salt: str = ""
 
+    def __post_init__(self) -> None:
+        at_most(self, 1, "valid_share", "test_share")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
@@ -289,6 +299,9 @@ class Schema:
     split: TimeSplit | GroupSplit
     max_rejected_share: float = 0.01
     """Share of a task's raw pairs that may name an unknown entity before preparation refuses the data."""
+
+    def __post_init__(self) -> None:
+        at_most(self, 1, "max_rejected_share")
 
     @property
     def trained_tasks(self) -> dict[str, Task]:

@@ -63,6 +63,14 @@ def test_a_failure_leaves_the_earlier_run(
         assert (run.with_name("run.offending_batch") / "rank-0.pt").is_file()
 
 
+def test_the_mined_negatives_in_use_are_not_replaced(root: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(run)
+    mined = f"negatives.sources=[{{kind='in_batch'}}, {{kind='mined', path='{run}/mined'}}]"
+    assert exit_code_of(lambda: train([*arguments(root, mined), "--output", str(run), "--overwrite"])) == 2
+    assert "which this training takes: give another --output" in capsys.readouterr().err
+    assert content(run) == before
+
+
 def test_a_new_run_takes_the_place(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [*arguments(root, "trainer.steps=4", "trainer.validations=2"), "--output", str(run)]

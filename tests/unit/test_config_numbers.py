@@ -92,7 +92,7 @@ def test_the_walk_sees_the_tree() -> None:
     assert len(PLACES) > 90
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**20, 10**400, 1e300, True])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**31, 10**400, 1e300, True])
 def test_no_number_without_bounds(value: float) -> None:
     wrong = []
     for place in PLACES:

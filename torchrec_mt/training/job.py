@@ -9,7 +9,7 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
-from torchrec_mt.data.negatives import NegativesConfig
+from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.data.task_pairs import PairRules
 from torchrec_mt.distributed.collectives import on_main
@@ -106,6 +106,7 @@ def train(
     saved model; if it fails before, the earlier one is as it was.
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
+    _check_mined(negatives, run)
     weights = static_weights(balancing, list(schema.trained_tasks))
     reader = Reader(
         reader_config,
@@ -158,6 +159,20 @@ def train(
         if runtime.is_main:
             run.discard()
     return outcome
+
+
+def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
+    """Refuses to replace the run whose mined negatives it is trained with."""
+    for source in [source for sources in (negatives.sources, *negatives.tasks.values()) for source in sources]:
+        if (
+            run.is_aside
+            and isinstance(source, Mined)
+            and Path(source.path).resolve().is_relative_to(run.place.resolve())
+        ):
+            raise UserError(
+                f"the run in '{run.place}' would be replaced with its mined negatives, '{source.path}', which this "
+                "training takes: give another --output"
+            )
 
 
 def _start(

@@ -21,7 +21,7 @@ from torchrec_mt.data.reader import ReaderConfig
 from torchrec_mt.data.sources import Source
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import RuntimeConfig
-from torchrec_mt.errors import UserError, require
+from torchrec_mt.errors import UserError, at_most, require
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
@@ -39,7 +39,7 @@ class DatasetConfig(Schema):
     source: Source
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        at_most(self, max_rejected_share=1)
         allowed = "letters, digits, '_', '-' and '.' (the default run folder is called so)"
         require(re.fullmatch(r"[\w-][\w.-]*", self.name), "name", self.name, allowed)
 

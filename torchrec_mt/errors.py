@@ -60,9 +60,9 @@ def within(config: object, least: float, most: float, *keys: str) -> None:
         require(least <= value <= most, key, value, f"at least {least:,} and at most {most:,}")
 
 
-def at_most(config: object, most: float, *keys: str) -> None:
-    """The same for numbers whose least value is told elsewhere; None passes."""
-    for key in keys:
+def at_most(config: object, **bounds: float) -> None:
+    """The same for numbers whose least value is told elsewhere, by key; None passes."""
+    for key, most in bounds.items():
         value = getattr(config, key)
         require(value is None or value <= most, key, value, f"at most {most:,}")
 

@@ -30,9 +30,7 @@ class Table:
     min_count: int = 1
 
     def __post_init__(self) -> None:
-        at_most(self, 65_536, "dim")
-        at_most(self, 2**31 - 1, "max_rows")
-        at_most(self, 1_000_000_000, "min_count")
+        at_most(self, dim=65_536, max_rows=2**31 - 1, min_count=1_000_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class IdFeature:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        at_most(self, 1, "dropout")
+        at_most(self, dropout=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ class CategoriesFeature:
     max_values: int = 64
 
     def __post_init__(self) -> None:
-        at_most(self, 1_000_000, "max_values")
+        at_most(self, max_values=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ class TextFeature:
     weights: Literal["uniform", "idf"] = "uniform"
 
     def __post_init__(self) -> None:
-        at_most(self, 1_000_000, "max_tokens")
+        at_most(self, max_tokens=1_000_000)
         require(max(self.char_ngrams, default=0) <= 64, "char_ngrams", self.char_ngrams, "lengths of at most 64")
 
 
@@ -121,7 +119,7 @@ class VectorFeature:
     dim: int
 
     def __post_init__(self) -> None:
-        at_most(self, 65_536, "dim")
+        at_most(self, dim=65_536)
 
 
 SparseFeature = IdFeature | CategoryFeature | CategoriesFeature | TextFeature
@@ -145,9 +143,7 @@ class Entity:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenPairs:
-    """Pairs named by the data: clicks after a search, judgements with grades.
-
-    Repeated rows of a pair are one pair with a count.
+    """Pairs named by the data: clicks after a search, judgements with grades. Repeated rows are one pair with a count.
 
     Args:
         anchor, candidate: id columns.
@@ -175,11 +171,9 @@ class GivenPairs:
     group: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        at_most(self, 1e6, "min_grade")
-        for label, role in self.roles.items():
-            # What is not finite is refused by `check_schema`.
-            huge = not isinstance(role, str) and 1e6 < role < math.inf
-            require(not huge, f"roles.{label}", role, "a grade of at most 1e6")
+        at_most(self, min_grade=1e6)
+        huge = [grade for grade in self.roles.values() if not isinstance(grade, str) and 1e6 < grade < math.inf]
+        require(not huge, "roles", self.roles, "grades of at most 1e6")
 
     @property
     def names_negatives(self) -> bool:
@@ -220,8 +214,7 @@ class GroupPairs:
     minus: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        at_most(self, 1_000_000_000, "min_support", "max_group_size")
-        at_most(self, 1e12, "min_lift")
+        at_most(self, min_support=1_000_000_000, max_group_size=1_000_000_000, min_lift=1e12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,10 +262,10 @@ class TimeSplit:
     test_share: float = 0.1
 
     def __post_init__(self) -> None:
-        at_most(self, 1, "valid_share", "test_share")
-        for key, moment in (("valid_from", self.valid_from), ("test_from", self.test_from)):
-            inside = moment is None or isinstance(moment, str) or abs(moment) <= 9.2e18
-            require(inside, key, moment, "within 9.2e18 (a 64-bit time)")
+        at_most(self, valid_share=1, test_share=1)
+        for key in ("valid_from", "test_from"):
+            moment = getattr(self, key)
+            require(isinstance(moment, str | None) or abs(moment) <= 9.2e18, key, moment, "a 64-bit time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +279,7 @@ class GroupSplit:
     salt: str = ""
 
     def __post_init__(self) -> None:
-        at_most(self, 1, "valid_share", "test_share")
+        at_most(self, valid_share=1, test_share=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,9 +292,6 @@ class Schema:
     split: TimeSplit | GroupSplit
     max_rejected_share: float = 0.01
     """Share of a task's raw pairs that may name an unknown entity before preparation refuses the data."""
-
-    def __post_init__(self) -> None:
-        at_most(self, 1, "max_rejected_share")
 
     @property
     def trained_tasks(self) -> dict[str, Task]:

@@ -1,6 +1,8 @@
 """A training job: reader, model, optimizers and validation wired into a run folder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torchrec.distributed import DistributedModelParallel
@@ -131,8 +133,7 @@ def train(
         table_rate=optim.table_rate,
     )
 
-    try:
-        log = _start(run, config_json, dataset, plan, runtime)
+    with _writing(run, config_json, dataset, plan, runtime) as log:
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
@@ -148,16 +149,9 @@ def train(
             publish=lambda: _publish(run, log),
             progress=progress,
         )
-        try:
-            stop, taken = trainer.run(iter(reader), steps)
-        finally:
-            if log:
-                log.close()
+        stop, taken = trainer.run(iter(reader), steps)
         outcome = {"run": str(run.place), "steps": taken, "best_step": stop.best_step, "best": stop.best}
         on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
-    finally:
-        if runtime.is_main:
-            run.discard()
     return outcome
 
 
@@ -175,18 +169,28 @@ def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
             )
 
 
-def _start(
+@contextmanager
+def _writing(
     run: RunFolder, config_json: str, dataset: PreparedDataset, plan: ShardingPlan, here: Runtime
-) -> MetricsLog | None:
-    """Writes what is known before the first step; the log, on the main rank."""
+) -> Iterator[MetricsLog | None]:
+    """Writes what is known before the first step, and gives the log (main rank). At the end the log is closed, and a
+    run that has not taken its place removed."""
 
     def start() -> None:
         run.start(config_json)
         write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
         write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
 
-    on_main(start)
-    return MetricsLog(run) if here.is_main else None
+    log = None
+    try:
+        on_main(start)
+        log = MetricsLog(run) if here.is_main else None
+        yield log
+    finally:
+        if log:
+            log.close()
+        if here.is_main:
+            run.discard()
 
 
 def _publish(run: RunFolder, log: MetricsLog | None) -> Path:

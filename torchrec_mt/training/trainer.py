@@ -214,8 +214,14 @@ def check_metric(name: str, tasks: Collection[str]) -> None:
 
 
 def chosen_metric(name: str, metrics: Metrics) -> float:
-    """The metric that judges a validation: one entry "TASK/METRIC", or the mean of METRIC over tasks."""
+    """The metric that judges a validation: one entry "TASK/METRIC", or the mean of METRIC over tasks.
+
+    Raises:
+        UserError: no such entry.
+    """
     if name in metrics:
         return metrics[name]
     values = [value for key, value in metrics.items() if key.rpartition("/")[2] == name]
+    if not values:
+        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {sorted(metrics)}")
     return sum(values) / len(values)

@@ -57,11 +57,8 @@ class SyntheticShop:
     truth_depth: int = 200
 
     def __post_init__(self) -> None:
-        at_most(self, 2**32 - 1, "seed")
-        at_most(self, 100_000_000, "products", "queries")
-        at_most(self, 10_000_000_000, "events")
-        at_most(self, 36_500, "days")
-        at_most(self, 1_000_000, "leaves", "styles", "brands_per_leaf", "truth_depth")
+        at_most(self, seed=2**32 - 1, products=100_000_000, queries=100_000_000, events=10_000_000_000, days=36_500)
+        at_most(self, leaves=1_000_000, styles=1_000_000, brands_per_leaf=1_000_000, truth_depth=1_000_000)
 
     @property
     def leaf_count(self) -> int:

@@ -19,6 +19,6 @@ def test_no_such_metric(name: str) -> None:
 
 def test_nothing_to_validate_on() -> None:
     with pytest.raises(
-        UserError, match="no trained task has validation pairs: give dataset.split a larger valid_share"
+        UserError, match=r"no trained task has validation pairs: give dataset.split a larger valid_share"
     ):
         check_metric("recall@10", [])

@@ -45,6 +45,11 @@ anchor = "product"
 candidate = "product"
 pairs = {{ kind = "groups", path = "purchases.csv", group = ["household", "day"], item = "sku", time = "day" }}
 
+[dataset.tasks.early]
+anchor = "product"
+candidate = "product"
+pairs = {{ kind = "groups", path = "early.csv", group = ["household", "day"], item = "sku", time = "day" }}
+
 [model]
 dim = 16
 [reader]
@@ -75,6 +80,7 @@ def write_shop(raw: Path) -> None:
     days = pd.Timestamp("2025-01-01") + pd.to_timedelta(np.sort(rng.integers(0, 100, 2500)), unit="D")
     purchases = {"household": [f"h{n}" for n in household], "sku": bought, "day": days}
     pd.DataFrame(purchases).to_csv(raw / "purchases.csv", index=False)
+    pd.DataFrame(purchases)[:1000].to_csv(raw / "early.csv", index=False)  # ends before the other tasks are judged
 
 
 def test_a_user_task_by_toml_only(tmp_path: Path) -> None:
@@ -83,9 +89,10 @@ def test_a_user_task_by_toml_only(tmp_path: Path) -> None:
     config.write_text(TOML.format(root=tmp_path))
     assert prepare([str(config)]) == 0
     assert train([str(config), "--output", str(tmp_path / "run"), "--json"]) == 0
-    assert evaluate([str(tmp_path / "run"), "--json"]) == 0
+    assert evaluate([str(tmp_path / "run")]) == 0
     tasks = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["tasks"]
-    assert set(tasks) == {"personal", "together"}
+    assert set(tasks) == {"personal", "together", "early"}
+    assert tasks["early"] == {"num_anchors": 0, "systems": {}, "slices": {}}
     personal = tasks["personal"]["systems"]
     assert "bm25" not in personal  # households have no text
     assert personal["model"]["recall@10"] > 1.5 * personal["popularity"]["recall@10"]

@@ -5,8 +5,8 @@ import sys
 
 __version__ = "0.1.0"
 
-# Before torch starts its threads: waiting OpenMP threads sleep instead of spinning. Little is lost on an idle machine, and
-# beside the reader's thread, a second rank or another program a step is several times faster (docs/benchmarks.md).
+# Before torch starts its threads: waiting OpenMP threads sleep instead of spinning. Little is lost on an idle machine,
+# and beside the reader's thread, a second rank or another program a step is several times faster (docs/benchmarks.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # As a program (`python -m torchrec_mt.X` stands as "-m" while it is looked up, or the `torchrec-mt` script), not as a

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 
 import torchrec_mt
-from torchrec_mt.errors import UserError, exit_code_of
+from torchrec_mt.errors import UserError, exit_code_of, raise_on_interrupt
 
 PROGRAMS = {
     "doctor": "check the installation and this machine; say what mends each problem",
@@ -37,7 +37,9 @@ def _dispatch(arguments: list[str]) -> int:
             print(f"torchrec-mt {torchrec_mt.__version__}")
             return 0
         case [name, *rest] if name in PROGRAMS:
-            code: int = _load(name).main(rest)
+            program = _load(name)
+            raise_on_interrupt()  # imported: from here on there is something to clean up
+            code: int = program.main(rest)
             return code
         case [name, *_]:
             raise UserError(f"no program '{name}': one of {', '.join(PROGRAMS)} (`torchrec-mt --help`)")

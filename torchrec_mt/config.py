@@ -6,6 +6,7 @@ class lives beside the code it configures.
 
 import argparse
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -20,7 +21,7 @@ from torchrec_mt.data.reader import ReaderConfig
 from torchrec_mt.data.sources import Source
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import RuntimeConfig
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, at_most, require
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
@@ -37,12 +38,17 @@ class DatasetConfig(Schema):
     path: str
     source: Source
 
+    def __post_init__(self) -> None:
+        at_most(self, max_rejected_share=1)
+        allowed = "letters, digits, '_', '-' and '.' (the default run folder is called so)"
+        require(re.fullmatch(r"[\w-][\w.-]*", self.name), "name", self.name, allowed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a run depends on. Each section is optional but the dataset."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     dataset: DatasetConfig
     reader: ReaderConfig = field(default_factory=ReaderConfig)
@@ -91,11 +97,29 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
 
 def check_config(raw: dict[str, Any], *, where: str) -> RunConfig:
-    """Validates a raw tree against the config classes."""
+    """Validates a raw tree against the config classes.
+
+    Raises:
+        UserError: unknown keys, wrong types, values out of range: each names its key.
+    """
     try:
-        return _ADAPTER.validate_python(raw)
+        _check_paths(raw, "")
+        # As JSON, because there `strict` takes a list for a tuple: 1 is a float, but true and "1" are no numbers.
+        return _ADAPTER.validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_explain(error, raw))) from None
+
+
+def _check_paths(raw: Any, key: str) -> None:
+    """The operating system would raise a ValueError for a NUL at the first use of a path."""
+    if isinstance(raw, dict):
+        for name, value in raw.items():
+            _check_paths(value, f"{key}.{name}" if key else name)
+    elif isinstance(raw, list):
+        for value in raw:
+            _check_paths(value, key)
+    elif isinstance(raw, str) and "\0" in raw and key.rpartition(".")[2] in ("path", "root"):
+        raise UserError(f"{key} = {raw!r}: a path has no NUL in it")
 
 
 def config_to_json(config: RunConfig) -> str:
@@ -113,6 +137,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
+        except ValueError as error:  # an integer of thousands of digits
+            raise UserError(f"--set {key}: {error}") from None
         for part in reversed(key.split(".")):
             value = {part: value}
         raw = _merge(raw, value)
@@ -126,7 +152,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"no config file '{path}'") from None
     except IsADirectoryError:
         raise UserError(f"'{path}' is a folder: give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no TOML, no UTF-8, or an integer of thousands of digits
         raise UserError(f"'{path}' is not valid TOML: {error}") from None
 
 

@@ -9,9 +9,11 @@ Every program ends with `if __name__ == "__main__": run_program(main)`; `torchre
 import errno
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from io import UnsupportedOperation
+from types import FrameType
 from typing import NoReturn
 
 _WHY = {
@@ -21,6 +23,10 @@ _WHY = {
     errno.EPERM: ("operation not permitted", "give yourself the right, or name another path"),
     errno.ENOTDIR: ("a part of this path is a file", "name another path"),
     errno.EROFS: ("the file system is read-only", "name another path"),
+    errno.ENAMETOOLONG: ("this name is too long for the file system", "name another path"),
+    errno.ELOOP: ("symbolic links go round in a circle here", "name another path"),
+    errno.EISDIR: ("this is a folder, and a file is wanted here", "name another path"),
+    errno.EBUSY: ("in use, or a mount point", "name another path"),
 }
 
 
@@ -37,7 +43,7 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
-def require(holds: bool, key: str, value: object, allowed: str) -> None:
+def require(holds: object, key: str, value: object, allowed: str) -> None:
     """Says what is allowed of a setting; for the `__post_init__` of config classes, which `config.py` reports by key.
 
     Raises:
@@ -47,9 +53,59 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
         raise ValueError(f"{key} = {value!r}: must be {allowed}")
 
 
+def within(config: object, least: float, most: float, *keys: str) -> None:
+    """The same for numbers of a config: each named one is a number from `least` to `most`."""
+    for key in keys:
+        value = getattr(config, key)
+        require(least <= value <= most, key, value, f"at least {least:,} and at most {most:,}")
+
+
+def at_most(config: object, **bounds: float) -> None:
+    """The same for numbers whose least value is told elsewhere, by key; None passes."""
+    for key, most in bounds.items():
+        value = getattr(config, key)
+        require(value is None or value <= most, key, value, f"at most {most:,}")
+
+
 def run_program(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Runs a program on the command line's arguments and exits with its code."""
-    sys.exit(exit_code_of(lambda: main(None)))
+
+    def heard() -> int:
+        raise_on_interrupt()
+        return main(None)
+
+    sys.exit(exit_code_of(heard))
+
+
+def end_on_interrupt() -> None:
+    """Ctrl-C ends the process at once, until `raise_on_interrupt`: for imports, which have nothing to clean up.
+
+    A KeyboardInterrupt in the middle of an import is a traceback, or is taken for a broken package. Does nothing where
+    interrupts are ignored or somebody else handles them.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_now)
+
+
+def raise_on_interrupt() -> None:
+    """After `end_on_interrupt`: Ctrl-C raises KeyboardInterrupt again, so that what was begun is cleaned up."""
+    if signal.getsignal(signal.SIGINT) is _end_now:
+        signal.signal(signal.SIGINT, _raise)
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _ignore_interrupts() -> None:
+    """All is said and done, the interpreter only tidies up; a second Ctrl-C has nothing to end any more."""
+    if signal.getsignal(signal.SIGINT) in (_end_now, _raise):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def exit_code_of(program: Callable[[], int]) -> int:
@@ -62,6 +118,7 @@ def exit_code_of(program: Callable[[], int]) -> int:
     try:
         code = program()
         sys.stdout.flush()  # here, where a full disk or a closed pipe still finds its message
+        _ignore_interrupts()
     except UserError as error:
         return _end(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
@@ -79,6 +136,7 @@ def exit_code_of(program: Callable[[], int]) -> int:
 
 
 def _end(message: str, code: int) -> int:
+    _ignore_interrupts()
     print(message, file=sys.stderr)
     return code
 

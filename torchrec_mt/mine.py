@@ -80,8 +80,8 @@ def mine_run(run: RunFolder, config: RunConfig, output: Path, depth: int, per_an
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    if arguments.depth < 1 or not 1 <= arguments.per_anchor <= arguments.depth or not -2 <= arguments.margin <= 2:
-        raise UserError("mine: needs --depth >= --per-anchor >= 1 and a --margin from -2 to 2")
+    if not 1 <= arguments.per_anchor <= arguments.depth <= 100_000 or not -2 <= arguments.margin <= 2:
+        raise UserError("mine: needs 100000 >= --depth >= --per-anchor >= 1 and a --margin from -2 to 2")
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
     output = Path(arguments.output or run.path / "mined")

@@ -3,17 +3,23 @@
 config.json          resolved config          plan.json       sharding plan
 environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
 tensorboard/         the same as events       model/          best and last model (torch DCP)
-evaluation/          metrics.json
-    dataset.json         digest of the dataset it was trained on
-    training.json        steps taken, best step
+evaluation/          metrics.json             mined/          hard negatives
+dataset.json         digest of the dataset    training.json   steps taken, best step
+offending_batch/     the batch of each rank at which the loss was no number
+
+A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
+its place once it is worth having; until then the earlier one is untouched.
 """
 
+import fcntl
+import glob
 import json
 import os
 import platform
 import shutil
 import sys
 import time
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +28,9 @@ from torchrec_mt.errors import UserError
 
 MARK = "config.json"
 DATASET = "dataset.json"
+_ENVIRONMENT = "environment.json"
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json")
+_FOLDERS = ("tensorboard", "model", "evaluation", "mined", "offending_batch")
 _RECORDED = (
     "torch",
     "torchrec",
@@ -36,14 +45,23 @@ _RECORDED = (
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes aside, syncs, renames: a reader sees the old file or the new one, never a part."""
+    """Writes aside, syncs, renames: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        OSError: naming the file; nothing is left beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a failing write() names no file
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def environment() -> dict[str, Any]:
@@ -65,24 +83,43 @@ def environment() -> dict[str, Any]:
 
 
 class RunFolder:
-    """Paths of a run and how its files are written."""
+    """Paths of a run and how its files are written.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    Args:
+        place: where the run is to be found.
+        path: where its files are now; the same but while an earlier run has the place.
+    """
+
+    def __init__(self, place: str | Path, path: Path | None = None) -> None:
+        self.place = Path(place)
+        self.path = path or self.place
+        self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: str | Path, *, overwrite: bool = False) -> "RunFolder":
+    def create(cls, place: str | Path, *, overwrite: bool = False) -> "RunFolder":
         """A place for a new run; nothing is written before `start`.
 
         Raises:
-            UserError: the path holds something that is no run; or a run, and it is not to be overwritten.
+            UserError: the place holds something that is no run; or a run, and it is not to be overwritten, or holds
+                files that no program of ours wrote.
         """
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / MARK).exists())):
-            raise UserError(f"'{path}' exists and is no run folder of ours: give another --output, or move it away")
-        if (path / MARK).exists() and not overwrite:
-            raise UserError(f"'{path}' holds an earlier run: give another --output, or --overwrite to replace it")
-        return cls(path)
+        if "\0" in str(place):
+            raise UserError(f"--output {str(place)!r}: a path has no NUL in it")
+        place = Path(place)
+        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+            return cls(place)
+        if not _is_run(place):
+            raise UserError(f"'{place}' exists and is no run folder of ours: give another --output, or move it away")
+        if not overwrite:
+            raise UserError(f"'{place}' holds an earlier run: give another --output, or --overwrite to replace it")
+        strange = _strange(place)
+        if strange:
+            shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+            raise UserError(f"'{place}' holds, beside an earlier run, what is not ours: move it away first ({shown})")
+        if place.is_mount():
+            raise UserError(f"'{place}' is a mount point, which cannot be replaced: give a folder in it as --output")
+        real = place.resolve()
+        return cls(place, real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}"))
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -99,19 +136,49 @@ class RunFolder:
         return run
 
     def start(self, config_json: str) -> None:
-        """Empties what an earlier run left (it is being replaced on request) and records config and environment."""
-        if self.path.exists():
-            for child in self.path.iterdir():
-                if child.is_dir() and not child.is_symlink():
-                    shutil.rmtree(child)
-                else:
-                    child.unlink()
+        """Makes the folder and records config and environment."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.is_aside:
+            self._lock = os.open(self.path, os.O_RDONLY)  # as long as the process: tells a running run from leftovers
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        write_atomic(self.path / _ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
         write_atomic(self.path / MARK, config_json)
-        write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+    def swap(self) -> None:
+        """Puts the folder in the place of the earlier run, which is removed; what came to lie in it since is kept."""
+        real = self.place.resolve()
+        earlier = real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}")
+        if real.exists():
+            os.rename(real, earlier)
+        try:
+            os.rename(self.path, real)
+        except OSError:
+            if earlier.exists():
+                os.rename(earlier, real)
+            raise
+        if earlier.exists():
+            for name in _strange(earlier):
+                os.rename(earlier / name, real / name)
+        for leftover in real.parent.glob(f"{glob.escape(_prefix(real))}*"):
+            _remove_unless_in_use(leftover)
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether an earlier run still has the place."""
+        return self.path != self.place
+
+    def discard(self) -> None:
+        """Removes what was written aside, if it has not taken its place."""
+        if self.is_aside:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def config_json(self) -> dict[str, Any]:
-        """The resolved config of the run."""
-        return json.loads((self.path / MARK).read_text())
+        """The resolved config of the run.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return _read_object(self.path / MARK)
 
     def check_dataset(self, digest: str, path: str) -> None:
         """Refuses a dataset whose rows are not those the run was trained on.
@@ -120,7 +187,7 @@ class RunFolder:
             UserError: another digest than at training, or a run that did not get as far as recording it.
         """
         file = self.path / DATASET
-        trained_on = json.loads(file.read_text())["digest"] if file.is_file() else None
+        trained_on = _read_object(file).get("digest") if file.is_file() else None
         if trained_on != digest:
             raise UserError(
                 f"run '{self.path}' was trained on another state of the dataset than '{path}' holds now: "
@@ -132,18 +199,73 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def offending_path(self) -> Path:
+        """Where the batch goes that broke the run; beside the earlier run, if one has the place."""
+        if self.is_aside:
+            return self.place.with_name(f"{self.place.resolve().name}.offending_batch")
+        return self.path / "offending_batch"
+
+    @property
     def evaluation_path(self) -> Path:
         return self.path / "evaluation" / "metrics.json"
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+        raise UserError(f"'{file}' is damaged ({error}): train again") from None
+    return value
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder says unmistakably that `train` wrote it."""
+    try:
+        config, machine = _read_object(path / MARK), _read_object(path / _ENVIRONMENT)
+    except (UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False
+    sections = all(isinstance(config.get(key), dict) for key in ("dataset", "trainer", "optim"))
+    return sections and {"versions", "argv", "started"} <= machine.keys()
+
+
+def _strange(path: Path) -> list[str]:
+    """Names in a run folder that no program of ours writes."""
+    known = {*_FILES, *_FOLDERS}
+    hidden = {f".{name}" for name in known}  # what a killed program left unfinished
+    names = [child.name for child in path.iterdir()]
+    return sorted(name for name in names if name not in known and name.partition(".partial")[0] not in hidden)
+
+
+def _prefix(place: Path) -> str:
+    return f".{place.name}.partial-"
+
+
+def _remove_unless_in_use(folder: Path) -> None:
+    """Removes what a killed run left beside its place; a running one holds a lock."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(handle)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard events of a run; numbers are logged once, to both."""
 
     def __init__(self, run: RunFolder) -> None:
+        self.open(run.path)
+
+    def open(self, path: Path) -> None:
+        """Logs into the run folder at `path`, after what is there; `close` first to change over."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import, only needed by training
 
-        self._file = (run.path / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(run.path / "tensorboard"))
+        self._file = (path / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(str(path / "tensorboard"))
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One line: step, kind ("train" or "valid"), and the values."""

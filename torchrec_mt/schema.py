@@ -5,8 +5,11 @@ task. `data/` turns raw tables into a prepared dataset by this declaration, `mod
 This module imports neither torch nor any other room.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from torchrec_mt.errors import at_most, require
 
 OOV_ROW = 0
 """Row 0 of every embedding table stands for every id or value that is rare, unseen or dropped out."""
@@ -26,6 +29,9 @@ class Table:
     max_rows: int = 1_000_000
     min_count: int = 1
 
+    def __post_init__(self) -> None:
+        at_most(self, dim=65_536, max_rows=2**31 - 1, min_count=1_000_000_000)
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdFeature:
@@ -39,6 +45,9 @@ class IdFeature:
     kind: Literal["id"]
     table: str
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_most(self, dropout=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,9 @@ class CategoriesFeature:
     table: str
     separator: str | None = None
     max_values: int = 64
+
+    def __post_init__(self) -> None:
+        at_most(self, max_values=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +93,10 @@ class TextFeature:
     max_tokens: int = 512
     weights: Literal["uniform", "idf"] = "uniform"
 
+    def __post_init__(self) -> None:
+        at_most(self, max_tokens=1_000_000)
+        require(max(self.char_ngrams, default=0) <= 64, "char_ngrams", self.char_ngrams, "lengths of at most 64")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NumberFeature:
@@ -101,6 +117,9 @@ class VectorFeature:
     kind: Literal["vector"]
     column: str
     dim: int
+
+    def __post_init__(self) -> None:
+        at_most(self, dim=65_536)
 
 
 SparseFeature = IdFeature | CategoryFeature | CategoriesFeature | TextFeature
@@ -124,9 +143,7 @@ class Entity:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenPairs:
-    """Pairs named by the data: clicks after a search, judgements with grades.
-
-    Repeated rows of a pair are one pair with a count.
+    """Pairs named by the data: clicks after a search, judgements with grades. Repeated rows are one pair with a count.
 
     Args:
         anchor, candidate: id columns.
@@ -152,6 +169,11 @@ class GivenPairs:
     negatives: str | None = None
     time: str | None = None
     group: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        at_most(self, min_grade=1e6)
+        huge = [grade for grade in self.roles.values() if not isinstance(grade, str) and 1e6 < grade < math.inf]
+        require(not huge, "roles", self.roles, "grades of at most 1e6")
 
     @property
     def names_negatives(self) -> bool:
@@ -190,6 +212,9 @@ class GroupPairs:
     same: str | None = None
     different: str | None = None
     minus: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        at_most(self, min_support=1_000_000_000, max_group_size=1_000_000_000, min_lift=1e12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +261,12 @@ class TimeSplit:
     valid_share: float = 0.1
     test_share: float = 0.1
 
+    def __post_init__(self) -> None:
+        at_most(self, valid_share=1, test_share=1)
+        for key in ("valid_from", "test_from"):
+            moment = getattr(self, key)
+            require(isinstance(moment, str | None) or abs(moment) <= 9.2e18, key, moment, "a 64-bit time")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSplit:
@@ -246,6 +277,9 @@ class GroupSplit:
     valid_share: float = 0.1
     test_share: float = 0.1
     salt: str = ""
+
+    def __post_init__(self) -> None:
+        at_most(self, valid_share=1, test_share=1)
 
 
 @dataclass(frozen=True, kw_only=True)

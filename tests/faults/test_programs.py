@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import signal
+import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
 from torchrec_mt.errors import exit_code_of
 from torchrec_mt.evaluate import main as evaluate
+from torchrec_mt.mine import main as mine
 from torchrec_mt.prepare import main as prepare
 from torchrec_mt.train import main as train
 
@@ -99,54 +98,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert "lower optim.table_rate or optim.dense_rate" in said(capsys)
 
 
-def test_an_interrupted_first_run_has_no_model_and_says_so(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    done = interrupted("train", [*arguments(root, "trainer.steps=100000"), "--output", str(run)], run / "metrics.jsonl")
-    assert done.returncode == 130, done.stderr
-    assert done.stderr.count("\n") <= 2
-    assert "Traceback" not in done.stderr
-    assert exit_code_of(lambda: evaluate([str(run)])) == 2
-    assert "no model at" in said(capsys)
-
-
-def test_an_interrupted_preparation_leaves_the_earlier_result(tmp_path: Path) -> None:
-    place = ["--set=dataset.path=" + str(tmp_path / "shop"), "--set=dataset.source.events=15000"]
-    assert prepare([*FILES, *place]) == 0
-    before = (tmp_path / "shop/manifest.json").read_bytes()
-    more = [*FILES, *place, "--set=dataset.source.events=400000", "--set=dataset.source.products=5000"]
-    done = interrupted("prepare", more, tmp_path, appears=".shop.partial-*")
-    assert done.returncode == 130, done.stderr
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "shop/manifest.json").read_bytes() == before
-    assert not list(tmp_path.glob(".shop.partial-*"))
-
-
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def interrupted(program: str, command: list[str], sign: Path, appears: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs a program and sends it Ctrl-C once `sign` exists (or something in it that is called `appears`)."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"torchrec_mt.{program}", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A background shell starts its children deaf to Ctrl-C, and they would pass that on.
-        preexec_fn=_hear_interrupts,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(sign.glob(appears)) if appears else sign.exists() and sign.stat().st_size:
-            break
-        time.sleep(0.02)  # polls another process
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 @contextlib.contextmanager
 def small_disk(path: Path, size: str) -> Iterator[None]:
     """A real file system of a few megabytes."""
@@ -179,3 +130,65 @@ def test_no_room_on_the_disk_to_train(root: Path, tmp_path: Path, capsys: pytest
         assert exit_code_of(lambda: train(command)) == 2
         text = said(capsys).lower()
         assert "no room" in text or "no space" in text
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """A folder on which nobody may write, root included."""
+    bound = subprocess.run(["mount", "--bind", str(path), str(path)], capture_output=True, check=False)
+    if bound.returncode:
+        pytest.skip("no right to mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(path)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_no_right_to_write(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*arguments(root, "trainer.steps=2"), "--output", str(tmp_path / "run")]
+    assert train(command) == 0
+    with read_only(tmp_path):
+        programs = {
+            "metrics.json": lambda: evaluate([str(tmp_path / "run"), "--set=evaluate.max_anchors=20"]),
+            "run": lambda: train([*command, "--overwrite"]),
+            "new": lambda: train([*command[:-1], str(tmp_path / "new")]),
+            "mined": lambda: mine([str(tmp_path / "run"), "--depth=5", "--per-anchor=2"]),
+        }
+        for name, program in programs.items():
+            capsys.readouterr()
+            assert exit_code_of(program) == 2, name
+            text = said(capsys)
+            assert "read-only" in text
+            assert str(tmp_path / "run") in text or name in text or ".run.partial-" in text
+    assert not list(tmp_path.glob(".run.*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_no_room_on_the_disk_to_evaluate(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([*arguments(root, "trainer.steps=2"), "--output", str(tmp_path / "run")]) == 0
+    with small_disk(tmp_path / "disk", "8m"):
+        run = shutil.copytree(tmp_path / "run", tmp_path / "disk/run")
+        (run / "evaluation").mkdir()
+        with contextlib.suppress(OSError), (tmp_path / "disk/filler").open("wb") as filler:
+            while True:
+                filler.write(bytes(1 << 12))
+                filler.flush()
+        capsys.readouterr()
+        assert exit_code_of(lambda: evaluate([str(run), "--set=evaluate.max_anchors=20"])) == 2
+        assert ".json': no space left on the disk" in said(capsys)
+        assert not list((run / "evaluation").iterdir())
+
+
+@pytest.mark.parametrize(("name", "why"), [("r" * 300, "too long"), ("a\0b", "NUL")])
+def test_a_path_that_cannot_be(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
+) -> None:
+    output = str(tmp_path / name)
+    assert exit_code_of(lambda: train([*arguments(root, "trainer.steps=2"), "--output", output])) == 2
+    assert why in said(capsys)
+    path = output.replace("\0", "\\u0000")
+    assert exit_code_of(lambda: train([*FILES, f'--set=dataset.path="{path}"', "--output", str(tmp_path / "new")])) == 2
+    assert why in said(capsys)
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,16 +12,18 @@ class BalancingConfig:
 
     weights: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for task, weight in self.weights.items():
+            require(0 <= weight <= 1e6, f"weights.{task}", weight, "at least 0 and at most 1e6")
+
 
 def static_weights(config: BalancingConfig, tasks: Sequence[str]) -> dict[str, float]:
     """The weight of every task.
 
     Raises:
-        UserError: a weight for a task that is not trained, or a negative one.
+        UserError: a weight for a task that is not trained.
     """
-    for task, weight in config.weights.items():
+    for task in config.weights:
         if task not in tasks:
             raise UserError(f"balancing.weights names '{task}', which is no trained task: {list(tasks)}")
-        if not weight >= 0:
-            raise UserError(f"balancing.weights.{task} = {weight} must be 0 or more")
     return {task: config.weights.get(task, 1.0) for task in tasks}

@@ -22,14 +22,17 @@ truth/TASK.parquet                anchor, candidate (int64), score (float64), be
 """
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_mt.data.links import Links
+from torchrec_mt.data.opening import reading
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema
 
@@ -132,6 +135,10 @@ def _differences(key: str, prepared: Any, declared: Any) -> list[str]:
     return [] if prepared == declared else [key]
 
 
+def _remedy(path: Path) -> str:
+    return f"delete '{path}' and prepare again"
+
+
 @dataclass(frozen=True)
 class PreparedDataset:
     """An opened prepared dataset: the manifest, and where its parts lie."""
@@ -147,21 +154,20 @@ class PreparedDataset:
             UserError: no such folder, no whole dataset in it, or one of another format.
         """
         path = Path(path)
-        try:
-            raw = json.loads((path / MANIFEST).read_text())
-        except FileNotFoundError:
-            raise UserError(
-                f"no prepared dataset at '{path}': run `torchrec-mt prepare` with the same config first"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"'{path / MANIFEST}' is not readable ({error}): delete the folder and prepare again"
-            ) from None
+        if not (path / MANIFEST).is_file():
+            raise UserError(f"no prepared dataset at '{path}': run `torchrec-mt prepare` with the same config first")
+        with reading(path / MANIFEST, _remedy(path)):
+            raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            if not isinstance(raw, dict):
+                raise ValueError("it holds no object")
         if raw.get("format") != FORMAT:
             raise UserError(
                 f"'{path}' has dataset format {raw.get('format')!r}, this version reads {FORMAT}: prepare again"
             )
-        return cls(path, _manifest_from_json(raw))
+        try:
+            return cls(path, _manifest_from_json(raw))
+        except (KeyError, TypeError, AttributeError) as error:  # a key too few or too many, a value of another shape
+            raise UserError(f"'{path / MANIFEST}' is damaged ({error}): {_remedy(path)}") from None
 
     def check_declaration(self, schema: Schema) -> None:
         """Refuses to be used with another declaration than it was prepared by.
@@ -205,33 +211,46 @@ class PreparedDataset:
     def negatives_path(self, task: str) -> Path:
         return self.path / "negatives" / task
 
+    def reading(self, file: Path) -> AbstractContextManager[None]:
+        """Around the reading of one of its files: a damaged one is a UserError that says to prepare again."""
+        return reading(file, _remedy(self.path))
+
+    def read(self, file: Path, columns: list[str] | None = None) -> pa.Table:
+        """One of its Parquet files."""
+        with self.reading(file):
+            return pq.read_table(file, columns=columns)
+
     def pairs(self, task: str, split: Split) -> dict[str, np.ndarray]:
         """All pairs of a split as arrays: anchor_B, candidate_B (int64), count_B, weight_B, grade_B (float32)."""
-        table = pq.read_table(self.pairs_path(task, split))
+        table = self.read(self.pairs_path(task, split))
         return {name: table[name].to_numpy() for name in table.column_names}
 
     def frequencies(self, task: str) -> np.ndarray:
         """Training pairs per candidate, count_N (int64)."""
-        return pq.read_table(self.frequencies_path(task, "candidate"))["train_count"].to_numpy()
+        return self.read(self.frequencies_path(task, "candidate"))["train_count"].to_numpy()
 
     def anchor_frequencies(self, task: str) -> np.ndarray:
         """Training pairs per anchor, count_N (int64)."""
-        return pq.read_table(self.frequencies_path(task, "anchor"))["train_count"].to_numpy()
+        return self.read(self.frequencies_path(task, "anchor"))["train_count"].to_numpy()
 
     def known_candidates(self, task: str) -> Links:
         """Per anchor the candidates that are trained with it or ignored: never its negatives. Trained tasks only."""
-        return Links.open(self.known_path(task), "candidates")
+        return self._links(self.known_path(task), "candidates")
 
     def known_anchors(self, task: str) -> Links:
         """The same pairs per candidate. Trained tasks only."""
-        return Links.open(self.known_path(task), "anchors")
+        return self._links(self.known_path(task), "anchors")
 
     def named_negatives(self, task: str) -> Links | None:
         """Per anchor the candidates that the data names as its negatives; None where the task names none."""
         if "named_negatives" not in self.manifest.tasks[task].notes:
             return None
-        return Links.open(self.negatives_path(task), "candidates")
+        return self._links(self.negatives_path(task), "candidates")
+
+    def _links(self, folder: Path, name: str) -> Links:
+        with self.reading(folder / f"{name}.values.npy"):
+            return Links.open(folder, name)
 
     def train_counts(self, entity: str) -> np.ndarray:
         """Training pairs, any trained task, that hold the entity: count_N (int64). Zero means cold."""
-        return pq.read_table(self.entity_path(entity), columns=["train_count"])["train_count"].to_numpy()
+        return self.read(self.entity_path(entity), ["train_count"])["train_count"].to_numpy()

@@ -15,6 +15,7 @@ import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.links import Links, write_links
+from torchrec_mt.data.opening import reading
 from torchrec_mt.errors import UserError
 
 MARK = "mined.json"
@@ -42,12 +43,13 @@ class MinedFolder:
         Raises:
             UserError: nothing there, or no whole folder of mined negatives.
         """
-        try:
-            return cls(path, json.loads((path / MARK).read_text()))
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"no mined negatives at '{path}': run `torchrec-mt mine RUN` and name its folder") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"'{path / MARK}' is not readable ({error}): mine again") from None
+        if not (path / MARK).is_file():
+            raise UserError(f"no mined negatives at '{path}': run `torchrec-mt mine RUN` and name its folder")
+        with reading(path / MARK, "mine again"):
+            about = json.loads((path / MARK).read_text(encoding="utf-8"))
+            if not (isinstance(about, dict) and {"digest", "tasks"} <= about.keys()):
+                raise ValueError("it does not say of which dataset and tasks")
+            return cls(path, about)
 
     def of_task(self, dataset: PreparedDataset, task: str) -> Links:
         """The negatives of a task.
@@ -61,7 +63,8 @@ class MinedFolder:
             )
         if task not in self.about["tasks"]:
             raise UserError(f"'{self.path}' has no negatives of task '{task}' (it has: {sorted(self.about['tasks'])})")
-        return Links.open(self.path / task, "candidates")
+        with reading(self.path / task / "candidates.values.npy", "mine again"):
+            return Links.open(self.path / task, "candidates")
 
 
 def write_mined(

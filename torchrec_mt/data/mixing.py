@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, require, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,9 @@ class TemperatureMixing:
     kind: Literal["temperature"] = "temperature"
     temperature: float = 2.0
 
+    def __post_init__(self) -> None:
+        within(self, 0.1, 1_000_000, "temperature")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FixedMixing:
@@ -29,6 +32,10 @@ class FixedMixing:
 
     kind: Literal["fixed"] = "fixed"
     shares: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for task, share in self.shares.items():
+            require(1e-9 <= share <= 1e9, f"shares.{task}", share, "at least 1e-9 and at most 1e9")
 
 
 Mixing = ProportionalMixing | TemperatureMixing | FixedMixing
@@ -38,7 +45,7 @@ def batch_sizes(mixing: Mixing, pairs: dict[str, int], batch_size: int) -> dict[
     """Pairs per task in a batch of `batch_size`, each at least 1, summing to it (largest remainders).
 
     Raises:
-        UserError: fixed shares that do not name exactly the tasks, or are not positive; a batch smaller than the tasks.
+        UserError: fixed shares that do not name exactly the tasks; a batch smaller than the tasks.
     """
     if batch_size < len(pairs):
         raise UserError(f"reader.batch_size = {batch_size} is smaller than the number of tasks ({len(pairs)})")
@@ -47,11 +54,9 @@ def batch_sizes(mixing: Mixing, pairs: dict[str, int], batch_size: int) -> dict[
         case ProportionalMixing():
             raw = np.array([pairs[name] for name in names], float)
         case TemperatureMixing(temperature=temperature):
-            if temperature <= 0:
-                raise UserError(f"reader.mixing.temperature = {temperature} must be positive")
             raw = np.array([pairs[name] for name in names], float) ** (1 / temperature)
         case FixedMixing(shares=shares):
-            if set(shares) != set(names) or min(shares.values(), default=0) <= 0:
+            if set(shares) != set(names):
                 raise UserError(f"reader.mixing.shares must give a positive share to each of {names}, got {shares}")
             raw = np.array([shares[name] for name in names], float)
     exact = raw / raw.sum() * (batch_size - len(names))

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from torchrec_mt.errors import require
+from torchrec_mt.errors import require, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Uniform:
     count: int = 1024
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, "count", self.count, "at least 1 (or leave the source out)")
+        within(self, 1, 1 << 24, "count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Popularity:
     power: float = 0.75
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, "count", self.count, "at least 1 (or leave the source out)")
+        within(self, 1, 1 << 24, "count")
         require(0 < self.power <= 2, "power", self.power, "above 0 and at most 2")
 
 
@@ -60,9 +60,9 @@ class Memory:
     warmup: int = 100
 
     def __post_init__(self) -> None:
-        for key in ("size", "max_age"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        within(self, 1, 1 << 28, "size")
+        within(self, 1, 1_000_000_000, "max_age")
+        within(self, 0, 1_000_000_000, "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Named:
     count: int = 4
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, "count", self.count, "at least 1 (or leave the source out)")
+        within(self, 1, 1 << 24, "count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Mined:
     count: int = 4
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, "count", self.count, "at least 1 (or leave the source out)")
+        within(self, 1, 1 << 24, "count")
 
 
 NegativeSource = InBatch | Uniform | Popularity | Memory | Named | Mined
@@ -113,8 +113,8 @@ class StreamingFrequencies:
     rate: float = 0.05
 
     def __post_init__(self) -> None:
-        for key in ("buckets", "hashes"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        within(self, 1, 1 << 30, "buckets")
+        within(self, 1, 16, "hashes")
         require(0 < self.rate <= 1, "rate", self.rate, "above 0 and at most 1")
 
 

@@ -19,7 +19,7 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mixing import Mixing, ProportionalMixing, batch_sizes
 from torchrec_mt.data.negatives import NegativesConfig, Sampler
 from torchrec_mt.data.task_pairs import PairMaker, PairRules
-from torchrec_mt.errors import UserError, require
+from torchrec_mt.errors import UserError, within
 from torchrec_mt.schema import IdFeature, Schema
 
 
@@ -40,9 +40,9 @@ class ReaderConfig:
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(self.shuffle_row_groups >= 1, "shuffle_row_groups", self.shuffle_row_groups, "at least 1")
-        require(self.prefetch >= 0, "prefetch", self.prefetch, "0 or more")
+        within(self, 1, 1 << 24, "batch_size")
+        within(self, 1, 1_000_000, "shuffle_row_groups")
+        within(self, 0, 1_000, "prefetch")
 
 
 _COLUMNS = ("anchor", "candidate", "weight", "grade")
@@ -54,7 +54,9 @@ class PairStream:
     def __init__(
         self, dataset: PreparedDataset, task: str, *, seed: list[int], rank: int, world_size: int, window: int
     ) -> None:
-        self._file = pq.ParquetFile(dataset.pairs_path(task, "train"), memory_map=True)
+        self._dataset, self._path = dataset, dataset.pairs_path(task, "train")
+        with dataset.reading(self._path):
+            self._file = pq.ParquetFile(self._path, memory_map=True)
         if self._file.metadata.num_rows < world_size:
             raise UserError(f"task '{task}' has {self._file.metadata.num_rows} training pairs for {world_size} ranks")
         metadata = self._file.metadata
@@ -90,7 +92,8 @@ class PairStream:
 
     def _read(self, group: int, low: int, high: int) -> np.ndarray:
         """Rows [low, high) of a row group."""
-        table = self._file.read_row_group(group, columns=list(_COLUMNS)).slice(low, high - low)
+        with self._dataset.reading(self._path):
+            table = self._file.read_row_group(group, columns=list(_COLUMNS)).slice(low, high - low)
         return np.stack([table[name].to_numpy().astype(np.float64) for name in _COLUMNS], axis=1)
 
     def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -75,7 +75,9 @@ class EntityStore:
         for name, feature in info.features.items():
             parts = ["dense"] if feature.table is None else ["offsets", "values"] + ["weights"] * feature.weighted
             for part in parts:
-                arrays[f"{name}.{part}"] = open_flat(folder / f"{name}.{part}.npy")
+                file = folder / f"{name}.{part}.npy"
+                with dataset.reading(file):
+                    arrays[f"{name}.{part}"] = open_flat(file)
         return cls(arrays, info)
 
     def bags(self, feature: str, entities_E: np.ndarray) -> Bags:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from torchrec_mt.distributed.quiet import quiet_dependencies
-from torchrec_mt.errors import UserError, require
+from torchrec_mt.errors import UserError, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class RuntimeConfig:
     timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
-        require(self.threads >= 0, "threads", self.threads, "0 (share the cores) or more")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "above 0")
+        within(self, 0, 1024, "threads")
+        within(self, 0, 2**32 - 1, "seed")
+        within(self, 0.01, 100_000, "timeout_minutes")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchrec_mt.errors import require
+from torchrec_mt.errors import require, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Temperature:
     def __post_init__(self) -> None:
         bounds = f"above 0 and within [minimum, maximum] = [{self.minimum}, {self.maximum}]"
         require(0 < self.minimum <= self.initial <= self.maximum, "initial", self.initial, bounds)
+        within(self, 0.0001, 1_000, "minimum", "maximum")
 
 
 class TaskScales(nn.Module):

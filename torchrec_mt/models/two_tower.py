@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.errors import require
+from torchrec_mt.errors import require, within
 from torchrec_mt.models.embeddings import Embeddings, TableSpec
 from torchrec_mt.models.scales import TaskScales, Temperature
 from torchrec_mt.models.towers import TaskConditioning, Tower, in_slices
@@ -44,11 +44,10 @@ class ModelConfig:
     rows_at_once: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("dim", "hidden", "task_hidden", "task_dim"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        require(self.depth >= 0, "depth", self.depth, "0 or more")
+        within(self, 1, 65_536, "dim", "hidden", "task_hidden", "task_dim")
+        within(self, 0, 100, "depth")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
-        require(self.rows_at_once >= 0, "rows_at_once", self.rows_at_once, "0 (all) or more")
+        within(self, 0, 1_000_000_000, "rows_at_once")
 
 
 @dataclass(frozen=True, kw_only=True)

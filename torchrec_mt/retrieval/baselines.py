@@ -8,7 +8,6 @@ model takes the task's anchors from another task (`trained_as`): each is at its 
 from collections.abc import Callable
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from torchrec_mt.data.dataset import PreparedDataset, Split
 
@@ -87,7 +86,7 @@ def oracle(dataset: PreparedDataset, task: str, split: Split) -> Ranker:
     """
     info, same = dataset.manifest.tasks[task], same_entity(dataset, task)
     if split == "test" and dataset.truth_path(task).exists():
-        truth = pq.read_table(dataset.truth_path(task))
+        truth = dataset.read(dataset.truth_path(task))
         anchor, candidate, score = (truth[name].to_numpy() for name in ("anchor", "candidate", "score"))
     else:
         pairs = dataset.pairs(task, split)

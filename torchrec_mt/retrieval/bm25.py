@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.retrieval.baselines import Ranker, left_justified, same_entity, without_self
@@ -52,7 +51,7 @@ def entity_words(dataset: PreparedDataset, entity: str) -> list[list[str]]:
     declared: Any = dataset.manifest.declaration["entities"]
     for name, feature in dataset.manifest.entities[entity].features.items():
         if feature.kind == "text":
-            texts = pq.read_table(dataset.entity_path(entity), columns=[f"{name}__text"])[0]
+            texts = dataset.read(dataset.entity_path(entity), [f"{name}__text"])[0]
             by_stem.setdefault(declared[entity]["features"][name]["stem"], []).append(pc.fill_null(texts, ""))
         elif feature.kind in ("category", "categories") and feature.table is not None:
             categories.append(_category_texts(dataset, entity, name, feature.table))
@@ -89,9 +88,9 @@ def _words(texts: pa.Array, stem: str, *, block: int = 100_000) -> list[list[str
 
 
 def _category_texts(dataset: PreparedDataset, entity: str, feature: str, table: str) -> pa.Array:
-    vocabulary = pq.read_table(dataset.vocabulary_path(table), columns=["value", "row"])
+    vocabulary = dataset.read(dataset.vocabulary_path(table), ["value", "row"])
     values = np.full(dataset.manifest.tables[table], "", dtype=object)
     values[vocabulary["row"].to_numpy()] = vocabulary["value"].to_numpy(zero_copy_only=False)
-    rows = pq.read_table(dataset.entity_path(entity), columns=[feature])[feature].combine_chunks()
+    rows = dataset.read(dataset.entity_path(entity), [feature])[feature].combine_chunks()
     lists = pa.ListArray.from_arrays(rows.offsets, pa.array(values[rows.values.to_numpy()], pa.string()))
     return pc.binary_join(lists, " ")

@@ -10,6 +10,7 @@ from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import gather, rank_and_size
 from torchrec_mt.distributed.sharding import pad_rows
+from torchrec_mt.errors import UserError
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
 from torchrec_mt.retrieval.topk import exact_topk
 
@@ -29,6 +30,9 @@ def encode(
 
     Args:
         id_N: catalogue rows. block: entities per rank and forward pass.
+
+    Raises:
+        UserError: on every rank, vectors that are no finite numbers: training went wrong.
     """
     rank, world_size = rank_and_size()
     training, parts = model.training, []
@@ -46,7 +50,19 @@ def encode(
             if progress:
                 progress(min(start + len(ids), len(id_N)), len(id_N))
     model.train(training)
-    return torch.cat(parts)
+    vector_ND = torch.cat(parts)
+    _check_finite(vector_ND, entity if task is None else f"{entity}, as anchors of '{task}'")
+    return vector_ND
+
+
+def _check_finite(vector_ND: Tensor, what: str) -> None:
+    broken = int((~torch.isfinite(vector_ND)).any(dim=1).sum())
+    if broken:
+        raise UserError(
+            f"{broken} of {len(vector_ND)} vectors of {what} are no finite numbers: the weights have diverged; train "
+            "again with a lower optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
+            exit_code=1,
+        )
 
 
 class ModelRanker:

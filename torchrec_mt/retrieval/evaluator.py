@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.errors import UserError, require
+from torchrec_mt.errors import UserError, within
 from torchrec_mt.retrieval.baselines import Ranker, co_occurrence, oracle, popularity
 from torchrec_mt.retrieval.bm25 import bm25
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
@@ -31,7 +31,7 @@ class EvaluateConfig:
     baselines: tuple[Baseline, ...] = BASELINES
 
     def __post_init__(self) -> None:
-        require(self.max_anchors >= 0, "max_anchors", self.max_anchors, "0 (all) or more")
+        within(self, 0, 1_000_000_000, "max_anchors")
 
     def file_name(self, model: str) -> str:
         """Where the judgement of a run's `model` ("best" or "last") goes.

@@ -61,18 +61,24 @@ def save_model(model: DistributedModelParallel, path: Path) -> None:
 def _reason(error: CheckpointException) -> str:
     """The first rank's own error, without the traceback that torch puts into the message."""
     first, _ = next(iter(error.failures.values()))
-    return f"{type(first).__name__}: {str(first).splitlines()[0]}"
+    return ": ".join([type(first).__name__, *str(first).splitlines()[:1]])
 
 
 def load_model(model: DistributedModelParallel, path: Path) -> None:
     """Reads weights into the model as it is sharded now. Called on every rank.
 
     Raises:
-        UserError: no model at `path`.
+        UserError: on every rank, no model at `path`, a damaged one, or one of another shape.
     """
     if not (path / ".metadata").is_file():
         raise UserError(f"no model at '{path}': was the run stopped before its first validation? train again")
     state = {"model": model.state_dict()}
     with _sharded_tensors():
-        load(state, checkpoint_id=path)
+        try:
+            load(state, checkpoint_id=path)
+        except CheckpointException as error:
+            raise UserError(
+                f"the model at '{path}' does not load ({_reason(error)}): it is damaged, or of another shape than the "
+                "config says: leave out --set of model.* and dataset.tables.*, or train again"
+            ) from None
     model.load_state_dict(state["model"])

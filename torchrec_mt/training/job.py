@@ -1,13 +1,17 @@
 """A training job: reader, model, optimizers and validation wired into a run folder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
-from torchrec_mt.data.negatives import NegativesConfig
+from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.data.task_pairs import PairRules
 from torchrec_mt.distributed.collectives import on_main
@@ -24,7 +28,7 @@ from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
+from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig, check_metric
 
 
 def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
@@ -54,6 +58,11 @@ def pair_rules(losses: LossConfig, schema: Schema) -> dict[str, PairRules]:
     return rules
 
 
+def validated_tasks(dataset: PreparedDataset, schema: Schema) -> list[str]:
+    """Trained tasks with validation pairs."""
+    return [name for name in schema.trained_tasks if dataset.manifest.tasks[name].pairs["valid"]]
+
+
 def validate(
     model: DistributedModelParallel,
     collator: Collator,
@@ -64,7 +73,7 @@ def validate(
 ) -> Metrics | None:
     """Metrics by "TASK/METRIC" on a fixed sample of validation anchors; None on all ranks but the main one."""
     config = EvaluateConfig(split="valid", max_anchors=max_anchors, baselines=())
-    tasks = [name for name in schema.trained_tasks if dataset.manifest.tasks[name].pairs["valid"]]
+    tasks = validated_tasks(dataset, schema)
     rankers = model_rankers(model, collator, dataset, tasks, config, here.device)
     if not here.is_main:
         return None
@@ -93,7 +102,13 @@ def train(
     seed: int,
     progress: Progress,
 ) -> dict[str, object]:
-    """Trains into the run folder, on every rank. Returns what happened."""
+    """Trains into the run folder, on every rank. Returns what happened.
+
+    Nothing is written before all is known to fit. A run that replaces an earlier one takes its place with its first
+    saved model; if it fails before, the earlier one is as it was.
+    """
+    check_metric(trainer_config.metric, validated_tasks(dataset, schema))
+    _check_mined(negatives, run)
     weights = static_weights(balancing, list(schema.trained_tasks))
     reader = Reader(
         reader_config,
@@ -118,34 +133,79 @@ def train(
         table_rate=optim.table_rate,
     )
 
+    with _writing(run, config_json, dataset, plan, runtime) as log:
+        collator = Collator(dataset)
+        trainer = Trainer(
+            trainer_config,
+            model,
+            Optimizers(optim, model, steps),
+            objective=Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device),
+            weights=weights,
+            runtime=runtime,
+            validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
+            log=log.write if log else lambda step, kind, values: None,
+            run_path=run.path,
+            offending_path=run.offending_path,
+            publish=lambda: _publish(run, log),
+            progress=progress,
+        )
+        stop, taken = trainer.run(iter(reader), steps)
+        outcome = {"run": str(run.place), "steps": taken, "best_step": stop.best_step, "best": stop.best}
+        on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
+    return outcome
+
+
+def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
+    """Refuses to replace the run whose mined negatives it is trained with."""
+    for source in [source for sources in (negatives.sources, *negatives.tasks.values()) for source in sources]:
+        if (
+            run.is_aside
+            and isinstance(source, Mined)
+            and Path(source.path).resolve().is_relative_to(run.place.resolve())
+        ):
+            raise UserError(
+                f"the run in '{run.place}' would be replaced with its mined negatives, '{source.path}', which this "
+                "training takes: give another --output"
+            )
+
+
+@contextmanager
+def _writing(
+    run: RunFolder, config_json: str, dataset: PreparedDataset, plan: ShardingPlan, here: Runtime
+) -> Iterator[MetricsLog | None]:
+    """Writes what is known before the first step, and gives the log (main rank). At the end the log is closed, and a
+    run that has not taken its place removed."""
+
     def start() -> None:
         run.start(config_json)
         write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
         write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
 
-    on_main(start)
-    log = MetricsLog(run) if runtime.is_main else None
-    collator = Collator(dataset)
-    trainer = Trainer(
-        trainer_config,
-        model,
-        Optimizers(optim, model, steps),
-        objective=Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device),
-        weights=weights,
-        runtime=runtime,
-        validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
-        log=log.write if log else lambda step, kind, values: None,
-        run_path=run.path,
-        progress=progress,
-    )
+    log = None
     try:
-        stop, taken = trainer.run(iter(reader), steps)
+        on_main(start)
+        log = MetricsLog(run) if here.is_main else None
+        yield log
     finally:
         if log:
             log.close()
-    outcome = {"run": str(run.path), "steps": taken, "best_step": stop.best_step, "best": stop.best}
-    on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
-    return outcome
+        if here.is_main:
+            run.discard()
+
+
+def _publish(run: RunFolder, log: MetricsLog | None) -> Path:
+    """The run takes the place of the earlier one, if it has not yet; on every rank."""
+
+    def swap() -> None:
+        assert log is not None, "the main rank has the log"
+        log.close()
+        run.swap()
+        log.open(run.place)
+
+    if run.is_aside:
+        on_main(swap)
+        run.path = run.place
+    return run.path
 
 
 def load_run_model(

@@ -9,7 +9,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_mt.distributed.sharding import TABLE_EPS, is_table, replicated_tables
-from torchrec_mt.errors import require
+from torchrec_mt.errors import require, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class OptimConfig:
     final_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        for key in ("table_rate", "dense_rate", "warmup_steps"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        within(self, 0, 1e30, "table_rate", "dense_rate")  # float32 holds it; whether it learns is seen in training
+        within(self, 0, 1_000_000_000, "warmup_steps")
         require(0 <= self.final_rate <= 1, "final_rate", self.final_rate, "from 0 to 1")
 
 

@@ -1,6 +1,6 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import from_main, sum_over_ranks
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
-from torchrec_mt.errors import UserError, require
+from torchrec_mt.errors import UserError, require, within
 from torchrec_mt.models.embeddings import Embeddings
 from torchrec_mt.models.scales import TaskScales
+from torchrec_mt.retrieval.metrics import METRICS
 from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
 from torchrec_mt.training.checkpoint import save_model
 from torchrec_mt.training.clock import StepClock
@@ -48,10 +49,10 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
-        for key in ("steps", "patience", "validation_anchors"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        for key in ("validations", "log_every"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        within(self, 0, 1_000_000, "epochs")
+        within(self, 0, 1_000_000_000, "steps", "patience", "validation_anchors")
+        within(self, 1, 1_000_000, "validations")
+        within(self, 1, 1_000_000_000, "log_every")
 
 
 Metrics = dict[str, float]
@@ -77,6 +78,9 @@ class Trainer:
         objective: losses of a batch. weights: weight of each task's loss.
         validate: metrics of the current model by "TASK/METRIC"; called on every rank, result used of rank 0.
         log: called on the main rank with step, kind and values.
+        run_path: the folder whose `model/` takes the best and the last model.
+        offending_path: where the batch goes that breaks the run; none is RUN/offending_batch.
+        publish: called on every rank after each saved model; says where the run folder lies from then on.
     """
 
     def __init__(
@@ -91,12 +95,15 @@ class Trainer:
         validate: Callable[[], Metrics | None],
         log: Callable[[int, str, Metrics], None],
         run_path: Path,
+        offending_path: Path | None = None,
+        publish: Callable[[], Path] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._config, self._model, self._optimizers = config, model, optimizers
         self._objective, self._weights, self._runtime = objective, weights, runtime
         self._validate, self._log, self._run_path = validate, log, run_path
-        self._progress = progress
+        self._offending_path = offending_path or run_path / "offending_batch"
+        self._publish, self._progress = publish, progress
         self.clock = StepClock(runtime.device)
         self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
         self._scales = next(module for module in model.modules() if isinstance(module, TaskScales))
@@ -126,7 +133,7 @@ class Trainer:
         losses = self._objective(vectors, batch, step)
         mean_T = sum_over_ranks(torch.stack(list(losses.values()))) / self._runtime.world_size
         values = dict(zip(losses, mean_T.tolist(), strict=True))
-        check_losses(values, batch, step + 1, self._run_path / "offending_batch", self._runtime.rank)
+        check_losses(values, batch, step + 1, self._offending_path, self._runtime.rank)
         clock.mark("loss")
         # The only backward of the step: it also updates the tables.
         sum(self._weights[name] * loss for name, loss in losses.items()).backward()  # type: ignore[union-attr]
@@ -150,16 +157,17 @@ class Trainer:
                     self._log_step(step, steps, losses, pairs)
                 if step in validate_at:
                     if self._validation(step, stop):
-                        save_model(self._model, self._model_path / "best")
+                        self._save("best")
                     if stop.should_stop:
                         break
                     self._model.train()
-        save_model(self._model, self._model_path / "last")
+        self._save("last")
         return stop, step
 
-    @property
-    def _model_path(self) -> Path:
-        return self._run_path / "model"
+    def _save(self, name: str) -> None:
+        save_model(self._model, self._run_path / "model" / name)
+        if self._publish:
+            self._run_path = self._publish()
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
         phases = self.clock.read()
@@ -187,6 +195,22 @@ class Trainer:
             if self._progress:
                 self._progress.validation(step, metrics | {"chosen": value})
         return stop.update(value, step)
+
+
+def check_metric(name: str, tasks: Collection[str]) -> None:
+    """Is there a validation metric of this name? Asked before anything is written or trained.
+
+    Args:
+        tasks: trained tasks that have validation pairs.
+
+    Raises:
+        UserError: no such task or metric, or nothing to validate on.
+    """
+    if not tasks:
+        raise UserError("no trained task has validation pairs: give dataset.split a larger valid_share, prepare again")
+    known = [*METRICS, *(f"{task}/{metric}" for task in tasks for metric in METRICS)]
+    if name not in known:
+        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {known}")
 
 
 def chosen_metric(name: str, metrics: Metrics) -> float:

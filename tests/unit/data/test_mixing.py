@@ -24,8 +24,6 @@ def test_sizes_sum_to_the_batch_and_leave_no_task_out(counts: list[int], batch: 
     ("mixing", "batch", "said"),
     [
         (FixedMixing(shares={"a": 1}), 10, "reader.mixing.shares"),
-        (FixedMixing(shares={"a": 1, "b": 0}), 10, "positive share"),
-        (TemperatureMixing(temperature=0), 10, "reader.mixing.temperature = 0"),
         (ProportionalMixing(), 1, "reader.batch_size = 1"),
     ],
 )

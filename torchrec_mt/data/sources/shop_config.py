@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, at_most
 
 BEGIN = datetime(2025, 1, 1)
 """The shop's first day."""
@@ -55,6 +55,10 @@ class SyntheticShop:
     synonym_share: float = 0.35
     typo_share: float = 0.1
     truth_depth: int = 200
+
+    def __post_init__(self) -> None:
+        at_most(self, seed=2**32 - 1, products=100_000_000, queries=100_000_000, events=10_000_000_000, days=36_500)
+        at_most(self, leaves=1_000_000, styles=1_000_000, brands_per_leaf=1_000_000, truth_depth=1_000_000)
 
     @property
     def leaf_count(self) -> int:

@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_mt.data.dataset import PreparedDataset, Split
+from torchrec_mt.data.links import Links
 from torchrec_mt.data.preparation import prepare
 from torchrec_mt.schema import Entity, GivenPairs, GroupPairs, IdFeature, Schema, Table, Task, TextFeature, TimeSplit
 
@@ -122,3 +124,25 @@ def pairs(dataset: PreparedDataset, task: str, split: Split = "train") -> dict[t
         (anchors[a], candidates[c]): float(n)
         for a, c, n in zip(rows["anchor"], rows["candidate"], rows["count"], strict=True)
     }
+
+
+def named_links(dataset: PreparedDataset, links: Links | None, owner: str, linked: str) -> dict[str, list[str]]:
+    """Links by id: each entity that has some -> the ids it is linked to, in order of rows."""
+    assert links is not None
+    owners, names = ids(dataset, owner), ids(dataset, linked)
+    found: dict[str, list[str]] = {}
+    for position, row in zip(*links.of(np.arange(len(owners))), strict=True):
+        found.setdefault(owners[position], []).append(names[row])
+    return found
+
+
+def known(dataset: PreparedDataset, task: str) -> dict[str, list[str]]:
+    """Known candidates of each anchor of a task, by id."""
+    info = dataset.manifest.tasks[task]
+    return named_links(dataset, dataset.known_candidates(task), info.anchor, info.candidate)
+
+
+def negatives(dataset: PreparedDataset, task: str) -> dict[str, list[str]]:
+    """Named negatives of each anchor of a task, by id."""
+    info = dataset.manifest.tasks[task]
+    return named_links(dataset, dataset.named_negatives(task), info.anchor, info.candidate)

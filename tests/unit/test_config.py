@@ -63,6 +63,7 @@ def test_another_kind_replaces_the_whole_choice() -> None:
             'dataset.tasks.x={anchor="a", candidate="b", pairs={path="c"}}',
             "tasks.x.pairs' has no kind: choose one",
         ),
+        ("dataset.tasks.search.pairs.roles.S=bad", "pairs.roles.S' = 'bad': input should be 'negative' or 'ignore'"),
         ("runtime.device=tpu", "'runtime.device' = 'tpu'"),
         ("trainer.log_every=0", "trainer.log_every = 0: must be at least 1"),
         ("model.temperature=0", "model.temperature = 0.0: must be above 0 and within"),

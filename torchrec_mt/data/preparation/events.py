@@ -101,7 +101,7 @@ def _values(raw: ir.Table, task: Task) -> dict[str, ir.Column]:
         case GivenPairs() as given:
             one = ibis.literal(1.0, "float64")
             weight = one if given.weight is None else raw[given.weight].cast("float64")
-            shown = {} if given.negatives is None else {"shown": raw[given.negatives]}
+            shown = {} if given.negatives is None else {"shown": raw[given.negatives].cast("array<string>")}
             return {"weight": weight} | role_columns(raw, given) | shown
         case GroupPairs() as groups:
             columns = {f"group_{i}": raw[column].cast("string") for i, column in enumerate(groups.group)}

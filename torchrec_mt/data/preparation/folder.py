@@ -75,10 +75,9 @@ def _expected(dataset: PreparedDataset) -> list[Path]:
     for name, task in manifest.tasks.items():
         paths += [dataset.pairs_path(name, split) for split in SPLITS]
         paths += [dataset.frequencies_path(name, end) for end in ENDS]
-        if task.trained_as is None:
-            paths += [dataset.known_path(name) / f"{end}s.values.npy" for end in ENDS]
-        if "named_negatives" in task.notes:
-            paths.append(dataset.negatives_path(name) / "candidates.values.npy")
+        links = [dataset.known_path(name) / f"{end}s" for end in ENDS] if task.trained_as is None else []
+        links += [dataset.negatives_path(name) / "candidates"] if "named_negatives" in task.notes else []
+        paths += [Path(f"{link}.{part}.npy") for link in links for part in ("offsets", "values")]
     return paths
 
 

@@ -83,6 +83,6 @@ def mark(
 
 def _shown(train: ir.Table, candidates: ir.Table) -> ir.Table:
     """Entries of the rows' lists: anchor, id, n (entries), candidate (its key; null: unknown)."""
-    entries = train.select("anchor", id="shown").unnest("id").mutate(id=ibis._.id.cast("string"))
+    entries = train.select("anchor", id="shown").unnest("id")
     counted = entries.filter(entries.id.notnull()).group_by("anchor", "id").agg(n=ibis._.count())
     return counted.left_join(candidates.select("id", candidate="key"), "id").select("anchor", "id", "n", "candidate")

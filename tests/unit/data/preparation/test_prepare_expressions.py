@@ -40,16 +40,19 @@ def everything() -> Schema:
     truth = Truth(path="truth.parquet", anchor="query", candidate="sku", score="score")
     search = replace(features.tasks["search"], pairs=given(weight="w", grade="w", min_grade=0.0), truth=truth)
     after = Task(anchor="product", candidate="product", pairs=rule, trained_as="together")
-    return replace(features, tasks={**features.tasks, "search": search, "after": after})
+    roles = given(label="label", roles={"x": 1.0, "y": "negative", "z": "ignore"}, negatives="shown")
+    labelled = Task(anchor="query", candidate="product", pairs=roles)
+    return replace(features, tasks={**features.tasks, "search": search, "after": after, "labelled": labelled})
 
 
 def test_all_expressions_compile_for_spark(tmp_path: Path, told_to_spark: list[str]) -> None:
     tables = {
-        "clicks": {**CLICKS, "w": [1.0] * 8},
+        "clicks": {**CLICKS, "w": [1.0] * 8, "label": list("xyzxyzxx"), "shown": [["c"]] * 8},
         "truth": {"query": ["q1", "q1"], "sku": ["a", "b"], "score": [0.5, 2.0]},
     }
     dataset = run(tmp_path / "time", everything(), permutation_check=True, **tables)
     assert dataset.manifest.tasks["after"].trained_as == "together"
+    assert dataset.manifest.tasks["labelled"].notes == {"named_negatives": 2}
     grouped = replace(everything(), split=GroupSplit(kind="group", column=("time",)))
     run(tmp_path / "group", grouped, **tables)
     assert len(told_to_spark) > 60

@@ -1,5 +1,6 @@
 """Bad input: one message that names the place, the value and the remedy; earlier results untouched."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,27 @@ CASES: dict[str, tuple[Schema, dict[str, Any], tuple[str, ...]]] = {
     "negative weight": (with_pairs(given(weight="w")), {"clicks": changed(WEIGHED, "w", 2, -1.0)}, ("'w'", "-1.0")),
     "NaN weight": (with_pairs(given(weight="w")), {"clicks": changed(WEIGHED, "w", 2, NAN)}, ("'w'", "finite")),
     "NaN grade": (with_pairs(given(grade="w")), {"clicks": changed(WEIGHED, "w", 2, NAN)}, ("'w'", "finite")),
+    "negatives that are no lists": (
+        with_pairs(given(negatives="w")),
+        {"clicks": WEIGHED},
+        ("tasks.search.pairs.path", "clicks.parquet", "'w'", "double", "a list of strings or integers"),
+    ),
+    "negatives that are lists of numbers": (
+        with_pairs(given(negatives="shown")),
+        {"clicks": {**CLICKS, "shown": [[0.5]] * 8}},
+        ("tasks.search.pairs.path", "'shown'", "double", "a list of strings or integers"),
+    ),
+    "labels that are numbers": (
+        with_pairs(given(label="w", roles={"1.0": 1.0})),
+        {"clicks": WEIGHED},
+        ("tasks.search.pairs.path", "'w'", "double", "a string or an integer"),
+    ),
+    "no column of labels": (with_pairs(given(label="esci", roles={"E": 1.0})), {}, ("no column 'esci'", "'query'")),
+    "labels that have no role": (
+        with_pairs(given(label="sku", roles={"A": 1.0})),
+        {},
+        ("tasks.search.pairs", "no training pairs", "'label without a role': 8", "roles"),
+    ),
     "too many unknown": (make_schema(), {"clicks": changed(CLICKS, "sku", 0, "ghost")}, ("search", "ghost")),
     "no training pairs": (
         make_schema(),
@@ -104,6 +126,51 @@ SETTINGS: dict[str, tuple[Schema, str]] = {
         make_schema(tasks={"x": Task(anchor="query", candidate="product", pairs=given(), trained_as="y")}),
         "trained_as",
     ),
+    "label beside grade": (
+        with_pairs(given(label="esci", roles={"E": 1.0}, grade="g")),
+        "tasks.search.pairs.label: 'esci' contradicts tasks.search.pairs.grade = 'g'",
+    ),
+    "label without roles": (
+        with_pairs(given(label="esci")),
+        "tasks.search.pairs.label: 'esci' .*tasks.search.pairs.roles",
+    ),
+    "roles without label": (
+        with_pairs(given(roles={"E": 1.0})),
+        "tasks.search.pairs.roles: .*tasks.search.pairs.label",
+    ),
+    "a role that is not finite": (
+        with_pairs(given(label="esci", roles={"E": 1.0, "S": INF})),
+        "tasks.search.pairs.roles.S: inf .*'negative'",
+    ),
+    "a role that is no number": (
+        with_pairs(given(label="esci", roles={"E": NAN})),
+        "tasks.search.pairs.roles.E: nan .*'negative'",
+    ),
+    "a role of nothing": (
+        with_pairs(given(label="esci", roles={"E": 1.0, "S": 0.0})),
+        "tasks.search.pairs.roles.S: 0.0 .*'ignore'",
+    ),
+    "an unknown role": (
+        with_pairs(given(label="esci", roles={"E": 1.0, "S": "positive"})),
+        "tasks.search.pairs.roles.S: 'positive' .*'ignore'",
+    ),
+    "roles that leave nothing to train": (
+        with_pairs(given(label="esci", roles={"C": "negative", "S": "ignore"})),
+        "tasks.search.pairs.roles: .*'C', 'S'",
+    ),
+    "min_grade beside label": (
+        with_pairs(given(label="esci", roles={"E": 1.0}, min_grade=2.0)),
+        "tasks.search.pairs.min_grade: 2.0 .*tasks.search.pairs.label",
+    ),
+    "negatives of a task that is only evaluated": (
+        make_schema(
+            tasks={
+                **make_schema().tasks,
+                "x": Task(anchor="query", candidate="product", pairs=given(negatives="shown"), trained_as="search"),
+            }
+        ),
+        "tasks.x.pairs.negatives: 'shown' .*trained_as",
+    ),
     "negative support": (with_pairs(groups(min_support=-1)), "min_support"),
     "shares above one": (
         make_schema(split=TimeSplit(kind="time", valid_share=0.1, test_share=0.95)),
@@ -115,7 +182,7 @@ SETTINGS: dict[str, tuple[Schema, str]] = {
 @pytest.mark.parametrize("case", SETTINGS)
 def test_settings_that_contradict(case: str) -> None:
     schema, key = SETTINGS[case]
-    with pytest.raises(UserError, match=key.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(key).replace(r"\ \.\*", ".*")):
         check_schema(schema)
 
 
@@ -164,6 +231,13 @@ def test_a_folder_that_is_not_ours_and_a_half_written_one(tmp_path: Path) -> Non
     (half / "entities").mkdir(parents=True)
     with pytest.raises(UserError, match="no prepared dataset"):
         PreparedDataset.open(half)
+
+
+def test_csv_holds_no_lists(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw")
+    (raw / "clicks.csv").write_text("query,sku,time,shown\nq1,a,1,b\n")
+    with pytest.raises(UserError, match=r"tasks\.search\.pairs\.path.*'shown'.*list.*CSV cannot hold; use Parquet"):
+        prepare(with_pairs(given(path="clicks.csv", negatives="shown")), name="t", raw=raw, output=tmp_path / "out")
 
 
 def test_csv_globs_and_folders(tmp_path: Path) -> None:

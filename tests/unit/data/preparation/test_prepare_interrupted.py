@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.raw_shop import groups, make_schema, with_pairs, write_raw
+from tests.raw_shop import CLICKS, given, groups, make_schema, with_pairs, write_raw
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.data.preparation import prepare
+from torchrec_mt.data.preparation import folder, prepare
 from torchrec_mt.errors import UserError
 
 KILLED = """
@@ -101,10 +102,25 @@ def test_the_output_may_be_an_empty_folder_or_a_link_but_no_file(tmp_path: Path)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_dataset_with_a_part_missing_is_made_again(tmp_path: Path) -> None:
-    raw, out = write_raw(tmp_path / "raw"), tmp_path / "out"
-    first = prepare(make_schema(), name="t", raw=raw, output=out)
-    os.remove(first.dataset.pairs_path("search", "valid"))
-    again = prepare(make_schema(), name="t", raw=raw, output=out)
+@pytest.mark.parametrize(
+    "part",
+    ["pairs/search/valid.parquet", "frequencies/search/anchors.parquet", "known/search/anchors.values.npy",
+     "negatives/search/candidates.offsets.npy"],
+)  # fmt: skip
+def test_a_dataset_with_a_part_missing_is_made_again(tmp_path: Path, part: str) -> None:
+    raw, out = write_raw(tmp_path / "raw", clicks={**CLICKS, "shown": [["e"]] * 8}), tmp_path / "out"
+    schema = with_pairs(given(negatives="shown"))
+    first = prepare(schema, name="t", raw=raw, output=out)
+    assert not prepare(schema, name="t", raw=raw, output=out).fresh
+    os.remove(out / part)
+    again = prepare(schema, name="t", raw=raw, output=out)
     assert again.fresh
     assert again.dataset.manifest.digest == first.dataset.manifest.digest
+
+
+def test_room_is_asked_for_before_a_memory_map_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write_raw(tmp_path / "raw")
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 16))
+    with pytest.raises(UserError, match="no room on the disk"):
+        prepare(make_schema(), name="t", raw=raw, output=tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]

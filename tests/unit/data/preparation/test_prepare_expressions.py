@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 import pytest
 from ibis.backends.sql.compilers import pyspark
 
-from tests.raw_shop import CLICKS, PRODUCTS, given, groups, make_schema, run, with_features
+from tests.raw_shop import CLICKS, PRODUCTS, by_group, given, groups, make_schema, run, with_features
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.schema import CategoriesFeature, CategoryFeature, GroupSplit, NumberFeature, Schema, Task, Truth
 
@@ -53,7 +53,7 @@ def test_all_expressions_compile_for_spark(tmp_path: Path, told_to_spark: list[s
     dataset = run(tmp_path / "time", everything(), permutation_check=True, **tables)
     assert dataset.manifest.tasks["after"].trained_as == "together"
     assert dataset.manifest.tasks["labelled"].notes == {"named_negatives": 2}
-    grouped = replace(everything(), split=GroupSplit(kind="group", column=("time",)))
+    grouped = by_group(everything(), GroupSplit(kind="group", column=("time",)))
     run(tmp_path / "group", grouped, **tables)
     assert len(told_to_spark) > 60
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.raw_shop import BASKETS, CLICKS, SPLIT, groups, ids, make_schema, pairs, run, with_pairs
+from tests.raw_shop import BASKETS, CLICKS, SPLIT, by_group, groups, ids, make_schema, pairs, run, with_pairs
 from torchrec_mt.schema import GivenPairs, GroupSplit, Task, TimeSplit
 
 BOTH = {("a", "b"): 1.5, ("b", "a"): 1.5, ("a", "c"): 0.5, ("c", "a"): 0.5, ("b", "c"): 0.5, ("c", "b"): 0.5}
@@ -83,11 +83,10 @@ def test_a_group_never_lies_on_two_sides(tmp_path: Path) -> None:
     }
     baskets = {"basket": sessions, "session": sessions, "sku": clicks["sku"], "line": [0] * 600, "time": [0] * 600}
     split = GroupSplit(kind="group", column=("session",), valid_share=0.2, test_share=0.2)
-    schema = make_schema(split=split)
-    dataset = run(tmp_path, schema, clicks=clicks, baskets=baskets)
+    dataset = run(tmp_path, by_group(make_schema(), split), clicks=clicks, baskets=baskets)
     counts = dataset.manifest.tasks["search"].pairs
     assert min(counts.values()) > 0
-    again = run(tmp_path / "salted", replace(schema, split=replace(split, salt="x")), clicks=clicks, baskets=baskets)
+    again = run(tmp_path / "salted", by_group(make_schema(), replace(split, salt="x")), clicks=clicks, baskets=baskets)
     assert again.manifest.digest != dataset.manifest.digest
 
 

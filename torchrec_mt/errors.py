@@ -47,6 +47,11 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
         raise ValueError(f"{key} = {value!r}: must be {allowed}")
 
 
+def first_line(error: Exception) -> str:
+    """What a library says of its error, short enough for a message."""
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
 def run_program(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Runs a program on the command line's arguments and exits with its code."""
     sys.exit(exit_code_of(lambda: main(None)))

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, first_line
 
 MARKER = "source.json"
 
@@ -28,8 +28,10 @@ def read_columns(file: Path, columns: Mapping[str, pa.DataType], *, remedy: str)
         table = pq.read_table(file)
     except FileNotFoundError:
         raise UserError(f"no file '{file}': {remedy}") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"'{file}' is not a readable Parquet file ({_first_line(error)}): {remedy}") from None
+    except PermissionError:
+        raise UserError(f"no right to read '{file}': {remedy}") from None
+    except (pa.ArrowException, OSError) as error:  # a damaged file is an OSError without a number
+        raise UserError(f"'{file}' is not a readable Parquet file ({first_line(error)}): {remedy}") from None
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         known = ", ".join(f"'{name}'" for name in table.column_names)
@@ -41,7 +43,7 @@ def read_columns(file: Path, columns: Mapping[str, pa.DataType], *, remedy: str)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             found = table.schema.field(name).type
             raise UserError(
-                f"column '{name}' of '{file}' is {found}, not {kind} ({_first_line(error)}): {remedy}"
+                f"column '{name}' of '{file}' is {found}, not {kind} ({first_line(error)}): {remedy}"
             ) from None
     return pa.table(cast).to_pandas()
 
@@ -102,7 +104,3 @@ def _mark(folder: Path, state: dict[str, object]) -> None:
     aside = folder / f"{MARKER}.partial"
     aside.write_text(json.dumps(state, indent=1) + "\n")
     aside.replace(folder / MARKER)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:200]

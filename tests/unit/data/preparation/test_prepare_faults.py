@@ -22,7 +22,17 @@ from tests.raw_shop import (
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.preparation import check_schema, prepare
 from torchrec_mt.errors import UserError
-from torchrec_mt.schema import CategoryFeature, NumberFeature, Schema, Task, TextFeature, TimeSplit, VectorFeature
+from torchrec_mt.schema import (
+    CategoryFeature,
+    Entity,
+    GroupSplit,
+    NumberFeature,
+    Schema,
+    Task,
+    TextFeature,
+    TimeSplit,
+    VectorFeature,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -54,6 +64,16 @@ CASES: dict[str, tuple[Schema, dict[str, Any], tuple[str, ...]]] = {
         with_features(n=NumberFeature(kind="number", column="price")),
         {"products": changed(PRODUCTS, "price", 1, NAN)},
         ("price", "'b'"),
+    ),
+    "a number beyond float32": (
+        with_features(n=NumberFeature(kind="number", column="price")),
+        {"products": changed(PRODUCTS, "price", 1, -1e200)},
+        ("entities.product.features.n", "'price'", "'b'", "-1e+200", "float32"),
+    ),
+    "a vector beyond float32": (
+        with_features(v=VectorFeature(kind="vector", column="v", dim=2)),
+        {"products": {**PRODUCTS, "v": [[1.0, 2.0], [1.0, 1e200], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]}},
+        ("'v'", "'b'", "1e+200", "float32"),
     ),
     "vector of another length": (
         with_features(v=VectorFeature(kind="vector", column="v", dim=2)),
@@ -170,6 +190,28 @@ SETTINGS: dict[str, tuple[Schema, str]] = {
             }
         ),
         "tasks.x.pairs.negatives: 'shown' .*trained_as",
+    ),
+    "a name with a dot": (make_schema(tasks={"search.v2": make_schema().tasks["search"]}), "tasks.search.v2"),
+    "names that differ in case": (
+        with_features(Title=NumberFeature(kind="number", column="price")),
+        "entities.product.features.Title: 'title'",
+    ),
+    "a name of the prepared dataset": (
+        with_features(ID=NumberFeature(kind="number", column="price")),
+        "entities.product.features.ID",
+    ),
+    "an entity without features": (
+        make_schema(entities={**make_schema().entities, "user": Entity(path="users.csv", id="user")}),
+        "entities.user.features: declare at least one",
+    ),
+    "group under a split by time": (with_pairs(given(group=("session",))), "tasks.search.pairs.group: ['session'] has"),
+    "time under a split by group": (
+        make_schema(split=GroupSplit(kind="group", column=("session",))),
+        "tasks.search.pairs.time: 'time' has no effect",
+    ),
+    "shares beside moments": (
+        make_schema(split=TimeSplit(kind="time", valid_from=1, test_from=2, test_share=0.1)),
+        "split.test_share: 0.1 has no effect",
     ),
     "negative support": (with_pairs(groups(min_support=-1)), "min_support"),
     "shares above one": (

@@ -83,6 +83,16 @@ CASES: dict[str, tuple[Schema, dict[str, Any], tuple[str, ...]]] = {
     "negative weight": (with_pairs(given(weight="w")), {"clicks": changed(WEIGHED, "w", 2, -1.0)}, ("'w'", "-1.0")),
     "NaN weight": (with_pairs(given(weight="w")), {"clicks": changed(WEIGHED, "w", 2, NAN)}, ("'w'", "finite")),
     "NaN grade": (with_pairs(given(grade="w")), {"clicks": changed(WEIGHED, "w", 2, NAN)}, ("'w'", "finite")),
+    "weights that are all 0": (
+        with_pairs(given(weight="w")),
+        {"clicks": {**CLICKS, "w": [1e-13] * 6 + [1.0] * 2}},
+        ("tasks.search.pairs.weight", "4 training pairs", "'w'"),
+    ),
+    "nothing but grade 0": (
+        with_pairs(given(grade="w", min_grade=0.0)),
+        {"clicks": {**CLICKS, "w": [0.0] * 8}},
+        ("tasks.search.pairs", "no training pairs", "'grade 0 in training': 6"),
+    ),
     "negatives that are no lists": (
         with_pairs(given(negatives="w")),
         {"clicks": WEIGHED},

@@ -41,10 +41,6 @@ KEYS = {
     "clicks": "tasks.search.pairs.path",
     "baskets": "tasks.together.pairs.path",
 }
-    "products": "entities.product.path",
-    "clicks": "tasks.search.pairs.path",
-    "baskets": "tasks.together.pairs.path",
-}
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -97,9 +93,7 @@ def write_parts(raw: Path, *times: list[Any]) -> None:
         (([datetime(2025, 1, 1)], [datetime(2025, 1, 1, tzinfo=UTC)]), ("timestamp[us]", "timestamp[us, tz=UTC]")),
     ],
 )
-def test_times_of_several_types(
-    tmp_path: Path, times: tuple[list[Any], ...], kinds: tuple[str, ...]
-) -> None:
+def test_times_of_several_types(tmp_path: Path, times: tuple[list[Any], ...], kinds: tuple[str, ...]) -> None:
     raw = write_raw(tmp_path / "raw")
     write_parts(raw, *times)
     said = refusal(tmp_path, with_pairs(given(path="clicks")))

@@ -6,6 +6,7 @@ class lives beside the code it configures.
 
 import argparse
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -20,7 +21,7 @@ from torchrec_mt.data.reader import ReaderConfig
 from torchrec_mt.data.sources import Source
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import RuntimeConfig
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, require
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
@@ -36,6 +37,11 @@ class DatasetConfig(Schema):
     name: str
     path: str
     source: Source
+
+    def __post_init__(self) -> None:
+        # It becomes the name of a folder: runs/NAME.
+        plain = re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
+        require(plain is not None, "name", self.name, "letters, digits, '_', '-' and '.', the first no '-' or '.'")
 
 
 @dataclass(frozen=True, kw_only=True)

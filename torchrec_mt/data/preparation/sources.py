@@ -4,10 +4,10 @@ import glob
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from torchrec_mt.data.dataset import FORMAT
+from torchrec_mt.data.dataset import FORMAT, declaration_json, prepared_part
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema
 
@@ -80,5 +80,11 @@ def describe_files(sources: Mapping[str, Source], raw: Path) -> dict[str, dict[s
 
 def fingerprint(schema: Schema, name: str, files: Mapping[str, Mapping[str, int | str]], extra: str) -> str:
     """SHA-256 of everything a prepared dataset depends on, without reading the data."""
-    content = {"format": FORMAT, "name": name, "schema": asdict(schema), "files": files, "extra": extra}
+    content = {
+        "format": FORMAT,
+        "name": name,
+        "schema": prepared_part(declaration_json(schema)),
+        "files": files,
+        "extra": extra,
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -11,7 +11,18 @@ import pyarrow.parquet as pq
 from torchrec_mt.data.dataset import PreparedDataset, Split
 from torchrec_mt.data.links import Links
 from torchrec_mt.data.preparation import prepare
-from torchrec_mt.schema import Entity, GivenPairs, GroupPairs, IdFeature, Schema, Table, Task, TextFeature, TimeSplit
+from torchrec_mt.schema import (
+    Entity,
+    GivenPairs,
+    GroupPairs,
+    GroupSplit,
+    IdFeature,
+    Schema,
+    Table,
+    Task,
+    TextFeature,
+    TimeSplit,
+)
 
 Rows = dict[str, list[Any]]
 
@@ -90,6 +101,12 @@ def with_pairs(pairs: GivenPairs | GroupPairs, **settings: Any) -> Schema:
     schema = make_schema(**settings)
     name = "search" if isinstance(pairs, GivenPairs) else "together"
     return replace(schema, tasks={**schema.tasks, name: replace(schema.tasks[name], pairs=pairs)})
+
+
+def by_group(schema: Schema, split: GroupSplit) -> Schema:
+    """The schema split by group instead: no task names a time."""
+    tasks = {name: replace(task, pairs=replace(task.pairs, time=None)) for name, task in schema.tasks.items()}
+    return replace(schema, split=split, tasks=tasks)
 
 
 def with_features(**features: Any) -> Schema:

@@ -40,8 +40,9 @@ class DatasetConfig(Schema):
 
     def __post_init__(self) -> None:
         at_most(self, max_rejected_share=1)
-        allowed = "letters, digits, '_', '-' and '.' (the default run folder is called so)"
-        require(re.fullmatch(r"[\w-][\w.-]*", self.name), "name", self.name, allowed)
+        # It becomes the name of a folder: runs/NAME.
+        plain = re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
+        require(plain is not None, "name", self.name, "letters, digits, '_', '-' and '.', the first no '-' or '.'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,11 @@ def at_most(config: object, **bounds: float) -> None:
         require(value is None or value <= most, key, value, f"at most {most:,}")
 
 
+def first_line(error: Exception) -> str:
+    """What a library says of its error, short enough for a message."""
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
 def run_program(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Runs a program on the command line's arguments and exits with its code."""
 

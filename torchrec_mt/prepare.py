@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchrec_mt.config import RunConfig, add_config_arguments, load_config
-from torchrec_mt.data.preparation import PreparedResult, prepare
-from torchrec_mt.data.sources import materialise
+from torchrec_mt.data.preparation import PreparedResult, check_output, check_schema, prepare
+from torchrec_mt.data.sources import check_truth, materialise
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.dataset import dataset_tables
-from torchrec_mt.reporting.terminal import console, progress_bar
+from torchrec_mt.reporting.terminal import console, progress_bar, progress_console
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,8 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def prepare_dataset(config: RunConfig, *, permutation_check: bool = False) -> PreparedResult:
-    """Materialises the source's raw tables and prepares them, with a progress bar."""
+    """Materialises the source's raw tables and prepares them, with a progress bar.
+
+    Raises:
+        UserError: what can be told without a look at the data is told before anything is written.
+    """
     dataset = config.dataset
+    output = Path(dataset.path)
+    check_schema(dataset)
+    check_truth(dataset.source, dataset)
+    check_output(output)
     with progress_bar() as bar:
         task = bar.add_task("prepare", total=None, note="")
 
@@ -36,12 +44,12 @@ def prepare_dataset(config: RunConfig, *, permutation_check: bool = False) -> Pr
             bar.update(task, description=f"prepare: {stage}", completed=done, total=total)
 
         show("raw tables", 0, 1)
-        raw, fingerprint = materialise(dataset.source, Path(f"{dataset.path}.raw"))
+        raw, fingerprint = materialise(dataset.source, output.with_name(f"{output.name}.raw"))
         return prepare(
             dataset,
             name=dataset.name,
             raw=raw,
-            output=Path(dataset.path),
+            output=output,
             progress=show,
             permutation_check=permutation_check,
             source_fingerprint=fingerprint,
@@ -53,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     result = prepare_dataset(config, permutation_check=arguments.permutation_check)
+    if result.why:
+        progress_console().print(f"prepared anew: {result.why}", highlight=False, markup=False, soft_wrap=True)
     if arguments.json:
         print((result.dataset.path / "manifest.json").read_text(), end="")
         return 0

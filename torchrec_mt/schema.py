@@ -15,6 +15,10 @@ OOV_ROW = 0
 """Row 0 of every embedding table stands for every id or value that is rare, unseen or dropped out."""
 
 
+TABLE_PREFIX = "table_"
+"""What a table's name begins with inside modules: torch's own attributes ("items", "type") are names there already."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """An embedding table, shared by every feature that names it. Rows: 1 out-of-vocabulary row, then values by count.
@@ -247,19 +251,23 @@ class Task:
     truth: Truth | None = None
 
 
+SHARE = 0.1
+"""Share of the events (or groups) that validation and test get each, if a split does not say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TimeSplit:
     """Train before `valid_from`, validate before `test_from`, test after.
 
     Give both moments (as ISO strings or numbers, in the time column's own type), or the shares of events that fall into
-    each part (the moments are then quantiles over the events of all tasks).
+    each part (0.1 if not given; the moments are then quantiles over the events of all tasks).
     """
 
     kind: Literal["time"]
     valid_from: str | float | None = None
     test_from: str | float | None = None
-    valid_share: float = 0.1
-    test_share: float = 0.1
+    valid_share: float | None = None
+    test_share: float | None = None
 
     def __post_init__(self) -> None:
         at_most(self, valid_share=1, test_share=1)
@@ -274,12 +282,18 @@ class GroupSplit:
 
     kind: Literal["group"]
     column: tuple[str, ...]
-    valid_share: float = 0.1
-    test_share: float = 0.1
+    valid_share: float = SHARE
+    test_share: float = SHARE
     salt: str = ""
 
     def __post_init__(self) -> None:
         at_most(self, valid_share=1, test_share=1)
+
+
+def split_shares(split: TimeSplit | GroupSplit) -> tuple[float, float]:
+    """Shares of validation and test."""
+    valid, test = (SHARE if share is None else share for share in (split.valid_share, split.test_share))
+    return valid, test
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ truth/TASK.parquet                anchor, candidate (int64), score (float64), be
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +105,8 @@ class Manifest:
     """Path -> size and digest (or modification time) of every file read."""
     fingerprint: str
     digest: str
+    files: dict[str, int] = field(default_factory=dict)
+    """Path in the folder -> size of every file but the manifest."""
     format: int = FORMAT
 
 
@@ -123,14 +125,32 @@ def manifest_to_json(manifest: Manifest) -> str:
     return json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"
 
 
-_FREE = ("dim", "dropout")
-"""Keys that training may change without preparing again."""
+def declaration_json(schema: Schema) -> dict[str, Any]:
+    """The schema as JSON, without what a config adds to it."""
+    content = asdict(schema)
+    return json.loads(json.dumps({part.name: content[part.name] for part in fields(Schema)}))
+
+
+def prepared_part(declaration: dict[str, Any]) -> dict[str, Any]:
+    """A declaration (as JSON) without what training may change and need not prepare again: widths, dropout of ids."""
+    tables = {name: {**table, "dim": None} for name, table in declaration["tables"].items()}
+    entities = {
+        name: entity
+        | {
+            "features": {
+                f: {**feature, "dropout": None} if feature["kind"] == "id" else feature
+                for f, feature in entity["features"].items()
+            }
+        }
+        for name, entity in declaration["entities"].items()
+    }
+    return {**declaration, "tables": tables, "entities": entities}
 
 
 def _differences(key: str, prepared: Any, declared: Any) -> list[str]:
     """Dotted keys at which two declarations (as JSON) differ."""
     if isinstance(prepared, dict) and isinstance(declared, dict):
-        names = [name for name in {**prepared, **declared} if name not in _FREE]
+        names = {**prepared, **declared}
         return [d for n in names for d in _differences(f"{key}.{n}", prepared.get(n), declared.get(n))]
     return [] if prepared == declared else [key]
 
@@ -175,11 +195,11 @@ class PreparedDataset:
         Raises:
             UserError: names the first keys that differ.
         """
-        declared = json.loads(json.dumps(asdict(schema)))
+        prepared, declared = (prepared_part(d) for d in (self.manifest.declaration, declaration_json(schema)))
         found = [
             difference
             for part in ("tables", "entities", "tasks", "split")
-            for difference in _differences(f"dataset.{part}", self.manifest.declaration.get(part), declared[part])
+            for difference in _differences(f"dataset.{part}", prepared.get(part), declared[part])
         ]
         if found:
             raise UserError(

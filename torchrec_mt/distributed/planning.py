@@ -18,6 +18,7 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.errors import UserError
+from torchrec_mt.schema import TABLE_PREFIX
 
 ShardingKind = Literal["auto", "table_wise", "row_wise", "data_parallel"]
 
@@ -75,7 +76,7 @@ def make_plan(
             f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}"
         )
     constraints = {
-        table: ParameterConstraints(
+        TABLE_PREFIX + table: ParameterConstraints(
             sharding_types=_AUTO if kind == "auto" else [kind],
             compute_kernels=["dense"] if kind == "data_parallel" else ["fused"],
             pooling_factors=[max(factor, 0.01) for factor in factors],
@@ -108,7 +109,7 @@ def describe_plan(plan: ShardingPlan | None) -> dict[str, Any]:
     if plan is None:
         return {}
     return {
-        f"{path}.{table}" if path else table: {
+        ".".join([*filter(None, [path]), table.removeprefix(TABLE_PREFIX)]): {
             "sharding_type": parameter.sharding_type,
             "compute_kernel": parameter.compute_kernel,
             "ranks": list(parameter.ranks or []),

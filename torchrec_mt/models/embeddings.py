@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
+from torchrec_mt.schema import TABLE_PREFIX
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
@@ -31,7 +33,7 @@ def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> E
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
-                name=table.name,
+                name=TABLE_PREFIX + table.name,
                 num_embeddings=table.rows,
                 embedding_dim=table.dim,
                 feature_names=list(table.keys),

@@ -4,7 +4,7 @@ Second stage of the model. All are residual around an identity path whose start 
 untrained model already scores by shared tokens, and training learns what to add.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,18 @@ def in_slices(function: Callable[..., Tensor], at_once: int, *inputs: Tensor) ->
         return function(*inputs)
     slices = [[x[start : start + at_once] for x in inputs] for start in range(0, rows, at_once)]
     return torch.cat([checkpoint(function, *parts, use_reentrant=False) for parts in slices])
+
+
+class ByName(nn.Module):
+    """Modules by names that a user chose; `nn.ModuleDict` refuses its own attributes: "items", "train", "values"."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(f"of_{name}", module)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.get_submodule(f"of_{name}")
 
 
 class ResidualMLP(nn.Module):
@@ -75,8 +87,7 @@ class TaskConditioning(nn.Module):
     block.
 
     FiLM (Perez et al., AAAI 2018): scale and shift computed from a task embedding, starting at 1 and 0. The own block
-    makes
-    the anchor side directed: what a phone asks for (a case) is not what the phone is.
+    makes the anchor side directed: what a phone asks for (a case) is not what the phone is.
 
     Args:
         tasks: names of the tasks. dim: width D. hidden: width of a task's own block. task_dim: width of a task
@@ -88,7 +99,7 @@ class TaskConditioning(nn.Module):
         self._row = {task: row for row, task in enumerate(tasks)}
         self.task_TD = nn.Parameter(torch.randn(len(tasks), task_dim) * task_dim**-0.5)
         self.film = _zeroed(nn.Linear(task_dim, 2 * dim))
-        self.own = nn.ModuleDict({task: ResidualMLP(dim, hidden, dropout) for task in tasks})
+        self.own = ByName({task: ResidualMLP(dim, hidden, dropout) for task in tasks})
 
     def forward(self, x_BD: Tensor, task: str) -> Tensor:
         scale_D, shift_D = self.film(self.task_TD[self._row[task]]).chunk(2)

@@ -16,7 +16,7 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.errors import require, within
 from torchrec_mt.models.embeddings import Embeddings, TableSpec
 from torchrec_mt.models.scales import TaskScales, Temperature
-from torchrec_mt.models.towers import TaskConditioning, Tower, in_slices
+from torchrec_mt.models.towers import ByName, TaskConditioning, Tower, in_slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class TwoTower(nn.Module):
         keys = {name: entity.keys for name, entity in spec.entities.items()}
         self.embeddings = Embeddings(spec.tables, keys, table_device or device)
         with torch.device(device):
-            self.towers = nn.ModuleDict(
+            self.towers = ByName(
                 {
                     name: Tower(
                         entity.widths,

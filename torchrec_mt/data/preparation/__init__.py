@@ -1,6 +1,7 @@
 """Preparation: raw tables and a schema in, a prepared dataset out."""
 
 from torchrec_mt.data.preparation.check import check_schema
+from torchrec_mt.data.preparation.earlier import check_output
 from torchrec_mt.data.preparation.pipeline import PreparedResult, prepare
 
-__all__ = ["PreparedResult", "check_schema", "prepare"]
+__all__ = ["PreparedResult", "check_output", "check_schema", "prepare"]

@@ -5,20 +5,24 @@ features of a table are counted there is a vocabulary, and then the bags of any 
 """
 
 import re
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.ragged import Ragged
 from torchrec_mt.data.preparation.vocabulary import Vocabulary
 from torchrec_mt.data.preparation.words import Tokens, tokenise
-from torchrec_mt.schema import CategoriesFeature, CategoryFeature, IdFeature, SparseFeature, TextFeature
+from torchrec_mt.schema import OOV_ROW, CategoriesFeature, CategoryFeature, IdFeature, SparseFeature, TextFeature
 
 _BLANKS = "[ \t\n\r\v\f]+"
+_CHUNKS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -69,28 +73,30 @@ def _text(engine: Engine, frame: ir.Table, feature: TextFeature) -> LongBags:
     """Distinct chunks come to this process, their tokens go back to be counted by entity."""
     chunks = frame.select("row", item=frame.item.re_split(_BLANKS)).unnest("item", offset="pos")
     chunks = engine.cache(chunks.filter(chunks.item != ""))
-    distinct = engine.arrow(chunks.select("item").distinct().order_by("item"))["item"].combine_chunks()
+    distinct = engine.arrow(chunks.select("item").distinct().order_by("item"))["item"]
     tokens = tokenise(distinct, feature)
     numbers = pa.table({"item": distinct, "chunk": pa.array(np.arange(len(distinct)), pa.int64())})
     long = engine.cache(chunks.inner_join(ibis.memtable(numbers), "item").select("row", "pos", item="chunk"))
     engine.drop(chunks)
-    pairs = {"item": np.repeat(np.arange(len(distinct)), tokens.bags.lengths), "token": tokens.bags.values}
-    seen = (
-        long.select("row", "item")
-        .inner_join(ibis.memtable(pa.table(pairs)).distinct(), "item")
-        .select("row", "token")
-        .distinct()
-    )
+    of_chunk = engine.read([_token_file(tokens.bags, engine.scratch)])
+    seen = long.select("row", "item").inner_join(of_chunk, "item").select("row", "token").distinct()
     counted = engine.arrow(seen.group_by("token").agg(count=seen.count()))
-    at = counted["token"]
-    counts = pa.table(
-        {
-            "kind": tokens.kind.take(at.combine_chunks()),
-            "value": tokens.value.take(at.combine_chunks()),
-            "count": counted["count"],
-        }
-    )
+    at = counted["token"].combine_chunks()
+    counts = pa.table({"kind": tokens.kind.take(at), "value": tokens.value.take(at), "count": counted["count"]})
     return LongBags(long, counts, tokens)
+
+
+def _token_file(bags: Ragged, scratch: Path) -> Path:
+    """Columns item (chunk) and token as a file that the engine reads in blocks: millions of words have many."""
+    path = scratch / f"tokens-{uuid.uuid4().hex[:12]}.parquet"
+    schema = pa.schema([("item", pa.int64()), ("token", pa.int64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(bags.lengths), _CHUNKS):
+            lengths = bags.lengths[start : start + _CHUNKS]
+            here = slice(bags.offsets[start], bags.offsets[start + len(lengths)])
+            columns = [np.repeat(np.arange(start, start + len(lengths)), lengths), bags.values[here]]
+            writer.write_table(pa.table(columns, names=schema.names).cast(schema))
+    return path
 
 
 class BagReader:
@@ -103,7 +109,7 @@ class BagReader:
         self.lookups = 0
         if long.tokens is not None:
             rows = vocabulary.find(long.tokens.value, long.tokens.kind)[long.tokens.bags.values]
-            self._of_chunk: Ragged | None = Ragged(long.tokens.bags.offsets, rows).kept(rows != 0)
+            self._of_chunk: Ragged | None = Ragged(long.tokens.bags.offsets, rows).kept(rows != OOV_ROW)
             self._long = long.table
         else:
             self._of_chunk = None

@@ -1,6 +1,7 @@
 """Does a schema fit together? The first step of preparation, before any file is opened: every message names its key."""
 
 import re
+from collections.abc import Iterable
 
 import Stemmer
 
@@ -21,9 +22,10 @@ from torchrec_mt.schema import (
     TextFeature,
     TimeSplit,
     VectorFeature,
+    split_shares,
 )
 
-_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
+_NAME = re.compile(r"[\w-]+", re.ASCII)
 _TAKEN = ("id", "train_count")
 
 
@@ -34,12 +36,7 @@ def check_schema(schema: Schema) -> None:
         UserError: names the key (as in `tasks.complement.pairs.order`), its value and what is allowed.
     """
     for kind, names in (("tables", schema.tables), ("entities", schema.entities), ("tasks", schema.tasks)):
-        for name in names:
-            require(
-                _NAME.fullmatch(name),
-                f"{kind}.{name}",
-                "a name is letters, digits, '_', '-' and '.' (it becomes a file name)",
-            )
+        _check_names(kind, names)
     require(schema.entities, "entities", "declare at least one entity")
     require(schema.trained_tasks, "tasks", "declare at least one task without `trained_as`")
     require(
@@ -56,6 +53,15 @@ def check_schema(schema: Schema) -> None:
     for name, task in schema.tasks.items():
         check_task(name, task, schema)
     minus_order(schema)
+
+
+def _check_names(key: str, names: Iterable[str]) -> None:
+    """Names become file names, columns, and parts of dotted keys."""
+    seen: dict[str, str] = {}
+    for name in names:
+        require(_NAME.fullmatch(name), f"{key}.{name}", "a name is letters, digits, '_' and '-'")
+        twin = seen.setdefault(name.lower(), name)
+        require(twin == name, f"{key}.{name}", f"'{twin}' differs in case only; choose another name for one of them")
 
 
 def minus_order(schema: Schema) -> list[str]:
@@ -93,10 +99,13 @@ def _check_table(key: str, table: Table) -> None:
 
 
 def _check_entity(key: str, entity: Entity, schema: Schema) -> None:
+    require(
+        entity.features, f"{key}.features", "declare at least one; an id alone is { kind = 'id', table = 'A TABLE' }"
+    )
+    _check_names(f"{key}.features", entity.features)
     for name, feature in entity.features.items():
         here = f"{key}.features.{name}"
-        require(_NAME.fullmatch(name), here, "a name is letters, digits, '_', '-' and '.' (it becomes a file name)")
-        clash = name in _TAKEN or name.endswith(("__weight", "__text"))
+        clash = name.lower() in _TAKEN or name.lower().endswith(("__weight", "__text"))
         require(not clash, here, "this name is used by the prepared dataset itself; choose another")
         table = getattr(feature, "table", None)
         if table is not None:
@@ -160,13 +169,12 @@ def _check_sharing(schema: Schema) -> None:
 
 
 def _check_split(split: TimeSplit | GroupSplit) -> None:
+    valid_share, test_share = split_shares(split)
+    require(valid_share >= 0 and test_share >= 0, "split", "valid_share and test_share must not be negative")
     require(
-        split.valid_share >= 0 and split.test_share >= 0, "split", "valid_share and test_share must not be negative"
-    )
-    require(
-        split.valid_share + split.test_share < 1,
+        valid_share + test_share < 1,
         "split",
-        f"valid_share {split.valid_share} + test_share {split.test_share} leave nothing to train on",
+        f"valid_share {valid_share} + test_share {test_share} leave nothing to train on",
     )
     if isinstance(split, GroupSplit):
         require(split.column, "split.column", "name at least one column")
@@ -176,6 +184,12 @@ def _check_split(split: TimeSplit | GroupSplit) -> None:
         "split.valid_from",
         "give both valid_from and test_from, or neither (shares are used then)",
     )
+    for share in ("valid_share", "test_share"):
+        require(
+            split.valid_from is None or getattr(split, share) is None,
+            f"split.{share}",
+            f"{getattr(split, share)} has no effect beside valid_from and test_from; remove the one or the others",
+        )
     match split.valid_from, split.test_from:
         case (str() as valid, str() as test) if valid > test:
             raise UserError(f"split.test_from: {test!r} lies before valid_from {valid!r}")

@@ -31,6 +31,12 @@ def check_task(name: str, task: Task, schema: Schema) -> None:
         require(same_ends, f"{key}.trained_as", f"'{task.trained_as}' has another anchor or candidate entity")
     if isinstance(schema.split, TimeSplit):
         require(task.pairs.time, f"{key}.pairs.time", "the split is by time: name the column that holds it")
+    else:
+        require(
+            task.pairs.time is None,
+            f"{key}.pairs.time",
+            f"'{task.pairs.time}' has no effect: the split is by group; remove it or split by time",
+        )
     match task.pairs:
         case GivenPairs() as given:
             _check_given(f"{key}.pairs", given, task, schema)
@@ -40,11 +46,17 @@ def check_task(name: str, task: Task, schema: Schema) -> None:
 
 def _check_given(key: str, given: GivenPairs, task: Task, schema: Schema) -> None:
     require(given.min_grade >= 0, f"{key}.min_grade", f"{given.min_grade} is negative")
-    if isinstance(schema.split, GroupSplit) and given.group:
+    if given.group:
         require(
-            len(given.group) == len(schema.split.column),
+            isinstance(schema.split, GroupSplit),
             f"{key}.group",
-            f"{list(given.group)} has another length than split.column {list(schema.split.column)}",
+            f"{list(given.group)} has no effect: the split is by time; remove it or split by group",
+        )
+        columns = schema.split.column if isinstance(schema.split, GroupSplit) else ()
+        require(
+            len(given.group) == len(columns),
+            f"{key}.group",
+            f"{list(given.group)} has another length than split.column {list(columns)}",
         )
     require(
         given.negatives is None or task.trained_as is None,

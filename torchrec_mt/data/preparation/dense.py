@@ -14,7 +14,7 @@ def standardise(
     """float32 numbers with mean 0 and deviation 1 in order of rows, and the mean and deviation they had; null gives 0.
 
     Raises:
-        UserError: NaN, infinite, or not above -1 under a logarithm.
+        UserError: NaN, infinite, not above -1 under a logarithm, or beyond float32.
     """
     null = values.is_null().to_numpy()
     raw = values.fill_null(0.0).to_numpy().astype(np.float64)
@@ -23,6 +23,8 @@ def standardise(
     if feature.transform == "log1p":
         _refuse(key, feature.column, ~null & (raw <= -1), raw, ids, "is not above -1, as transform = 'log1p' needs")
         raw = np.log1p(raw)
+    beyond = np.abs(raw) > np.finfo(np.float32).max
+    _refuse(key, feature.column, beyond, raw, ids, "does not fit into float32; mend the row or store null")
     known = raw[~null]
     mean = float(known.mean()) if len(known) else 0.0
     deviation = float(known.std()) if len(known) else 0.0
@@ -53,10 +55,13 @@ def vectors(key: str, values: pa.ChunkedArray, ids: pa.Array, feature: VectorFea
         first = int(wrong[0])
         found = "null" if lengths[first] < 0 else f"{lengths[first]} numbers"
         raise UserError(f"{where} '{ids[first].as_py()}' is {found}, but dim = {feature.dim} ({len(wrong)} such rows)")
-    flat = array.flatten().cast(pa.float32(), safe=False)
-    numbers = flat.fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    given = array.flatten()
+    numbers = given.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
-        row = int(bad[0]) // feature.dim
-        raise UserError(f"{where} '{ids[row].as_py()}' holds {numbers[bad[0]]}; a vector holds finite numbers only")
+        found, row = given[int(bad[0])].as_py(), int(bad[0]) // feature.dim
+        raise UserError(
+            f"{where} '{ids[row].as_py()}' holds {'null' if found is None else found}; "
+            f"a vector holds finite numbers only (of float32)"
+        )
     return pa.ListArray.from_arrays(pa.array(np.arange(len(array) + 1) * feature.dim, pa.int32()), pa.array(numbers))

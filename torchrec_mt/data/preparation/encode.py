@@ -38,15 +38,8 @@ def write_entity(
     Raises:
         UserError: bad numbers or vectors.
     """
-    key = f"entities.{name}.features."
     counts = engine.arrow(frame.order_by("row").select("id", "train_count"))
-    numbers: dict[str, np.ndarray] = {}
-    infos: dict[str, FeatureInfo] = {}
-    for feature_name, feature in entity.features.items():
-        if isinstance(feature, NumberFeature):
-            values = engine.arrow(frame.order_by("row").select(x=f"f:{feature_name}"))["x"]
-            numbers[feature_name], mean, std = standardise(key + feature_name, values, counts["id"], feature)
-            infos[feature_name] = FeatureInfo(kind="number", width=1, mean=mean, std=std)
+    numbers, infos = _numbers(engine, name, entity, frame, counts["id"])
     target = dataset.entity_path(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     writer: pq.ParquetWriter | None = None
@@ -60,8 +53,8 @@ def write_entity(
                     case NumberFeature():
                         block[feature_name] = pa.array(numbers[feature_name][here])
                     case VectorFeature():
-                        values = raw[f"f:{feature_name}"]
-                        block[feature_name] = vectors(key + feature_name, values, block["id"], feature)
+                        key, values = f"entities.{name}.features.{feature_name}", raw[f"f:{feature_name}"]
+                        block[feature_name] = vectors(key, values, block["id"], feature)
                     case _:
                         block |= _bag_columns(feature_name, readers[feature_name], raw, here)
             block["train_count"] = counts["train_count"][here].combine_chunks().cast(pa.int64())
@@ -81,6 +74,21 @@ def write_entity(
     require_room(dataset.path, _store_bytes(info))
     write_store(target, dataset.store_path(name), info)
     return info
+
+
+def _numbers(
+    engine: Engine, name: str, entity: Entity, frame: ir.Table, ids: pa.ChunkedArray
+) -> tuple[dict[str, np.ndarray], dict[str, FeatureInfo]]:
+    """Number features, standardised over all entities."""
+    numbers: dict[str, np.ndarray] = {}
+    infos: dict[str, FeatureInfo] = {}
+    for feature_name, feature in entity.features.items():
+        if isinstance(feature, NumberFeature):
+            values = engine.arrow(frame.order_by("row").select(x=f"f:{feature_name}"))["x"]
+            key = f"entities.{name}.features.{feature_name}"
+            numbers[feature_name], mean, std = standardise(key, values, ids, feature)
+            infos[feature_name] = FeatureInfo(kind="number", width=1, mean=mean, std=std)
+    return numbers, infos
 
 
 def _raw_columns(engine: Engine, frame: ir.Table, entity: Entity, here: slice) -> pa.Table:

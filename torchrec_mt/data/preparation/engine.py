@@ -18,7 +18,9 @@ import ibis.expr.operations as ops
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from torchrec_mt.errors import UserError
+from torchrec_mt.data.preparation.columns import damaged_file
+from torchrec_mt.data.preparation.sources import Source
+from torchrec_mt.errors import UserError, first_line
 
 
 class Engine:
@@ -42,20 +44,28 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def read(self, files: Sequence[Path]) -> ir.Table:
-        """Parquet files as one table; nothing is read yet but their schema."""
+    def read(self, files: Sequence[Path], source: Source | None = None) -> ir.Table:
+        """Parquet files as one table; nothing is read yet but their schema.
+
+        Args:
+            source: what the files are of, for messages.
+        """
         # Ibis 12 asks DuckDB 2 for schemas through a method that DuckDB has renamed.
-        with _told_to_users(), warnings.catch_warnings():
+        with _told_to_users(source), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             return self._backend.read_parquet(
                 [str(file) for file in files], table_name=f"source_{next(self._numbers)}", union_by_name=True
             )
 
-    def cache(self, table: ir.Table) -> ir.Table:
-        """Computes a table once and keeps it (on disk where memory is short)."""
+    def cache(self, table: ir.Table, source: Source | None = None) -> ir.Table:
+        """Computes a table once and keeps it (on disk where memory is short).
+
+        Args:
+            source: whose files are read here, for messages.
+        """
         # Not `table.cache()`: its clean-up drops tables with a statement that this DuckDB does not parse.
         name = f"cached_{next(self._numbers)}"
-        with _told_to_users():
+        with _told_to_users(source):
             self._backend._run_pre_execute_hooks(table)
             self._connection.sql(self._backend.compile(table)).create(name)
         return ops.DatabaseTable(name=name, schema=table.schema(), source=self._backend).to_expr()
@@ -87,8 +97,8 @@ def _memory_limit() -> int:
 
 
 @contextmanager
-def _told_to_users() -> Iterator[None]:
-    """DuckDB's own errors in terms of what a user can do about them."""
+def _told_to_users(source: Source | None = None) -> Iterator[None]:
+    """DuckDB's own errors in terms of what a user can do about them; `source`: whose files are being read."""
     try:
         yield
     except duckdb.Error as error:
@@ -97,8 +107,9 @@ def _told_to_users() -> Iterator[None]:
             raise OSError(errno.ENOSPC, text.split("\n", 1)[0]) from error
         if isinstance(error, duckdb.InterruptException):
             raise KeyboardInterrupt from error
-        if isinstance(error, duckdb.IOException | duckdb.InvalidInputException | duckdb.ConversionException):
-            raise UserError(f"a source file cannot be read: {text.strip()[:500]}; write the file again") from error
+        if source is not None and not isinstance(error, duckdb.OutOfMemoryException):
+            file = damaged_file(source)
+            raise UserError(f"{source.key}: '{file}' cannot be read ({first_line(error)}); write it again") from error
         raise
     except RuntimeError as error:
         if str(error) == "Query interrupted":

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import ibis
 import ibis.expr.types as ir
 
+from torchrec_mt.data.preparation.columns import Want, parquet_files
 from torchrec_mt.data.preparation.engine import Engine
-from torchrec_mt.data.preparation.sources import Source, Want, parquet_files
+from torchrec_mt.data.preparation.sources import Source
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import (
     CategoriesFeature,
@@ -68,7 +69,7 @@ def load_entity(engine: Engine, name: str, entity: Entity, source: Source, compa
     Raises:
         UserError: missing or mistyped column, empty table, null or repeated ids.
     """
-    raw = engine.read(parquet_files(source, wanted_columns(entity, compared), engine.scratch))
+    raw = engine.read(parquet_files(source, wanted_columns(entity, compared), engine.scratch), source)
     columns = {"id": raw[entity.id].cast("string")}
     for feature_name, feature in entity.features.items():
         match feature:
@@ -81,7 +82,7 @@ def load_entity(engine: Engine, name: str, entity: Entity, source: Source, compa
             case TextFeature():
                 columns[f"f:{feature_name}"] = _joined([raw[column].cast("string") for column in feature.columns])
     columns |= {f"c:{column}": raw[column].cast("string") for column in compared}
-    table = engine.cache(raw.select(**columns).mutate(key=ibis.row_number().over(order_by=ibis._["id"])))
+    table = engine.cache(raw.select(**columns).mutate(key=ibis.row_number().over(order_by=ibis._["id"])), source)
     return EntityTable(name, table, _check_ids(engine, table, entity, source))
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import ibis
 import ibis.expr.types as ir
 
+from torchrec_mt.data.preparation.columns import Want, parquet_files
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.entities import EntityTable
 from torchrec_mt.data.preparation.roles import role_columns
-from torchrec_mt.data.preparation.sources import Source, Want, parquet_files
+from torchrec_mt.data.preparation.sources import Source
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import GivenPairs, GroupPairs, GroupSplit, Schema, Task, TimeSplit
 
@@ -39,7 +40,7 @@ def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, E
     task = schema.tasks[name]
     ends = _ends(task)
     split_columns = _split_columns(task, schema)
-    raw = engine.read(parquet_files(source, _wanted(task, split_columns, schema), engine.scratch))
+    raw = engine.read(parquet_files(source, _wanted(task, split_columns, schema), engine.scratch), source)
     columns = {end: raw[column].cast("string") for end, (column, _) in ends.items()} | _values(raw, task)
     match schema.split:
         case TimeSplit():
@@ -53,7 +54,7 @@ def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, E
     for end, (_, entity) in ends.items():
         keys = entities[entity].table.select(**{f"{end}_id": "id", f"{end}_key": "key"})
         keyed = keyed.left_join(keys, keyed[end] == keys[f"{end}_id"]).drop(f"{end}_id")
-    keyed = engine.cache(keyed.mutate(reason=_reason(keyed, task, tuple(ends), schema)))
+    keyed = engine.cache(keyed.mutate(reason=_reason(keyed, task, tuple(ends), schema)), source)
     if isinstance(task.pairs, GivenPairs):
         # On the cached table: DuckDB 2.0 skips Parquet row groups by their statistics, which know no NaN.
         _check_values(engine, keyed, task.pairs, source)

@@ -6,7 +6,6 @@ The hidden folder is locked while its writer lives, so a later run can tell a ki
 import errno
 import fcntl
 import glob
-import json
 import os
 import shutil
 import uuid
@@ -14,71 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchrec_mt.data.dataset import ENDS, MANIFEST, SPLITS, Manifest, PreparedDataset, manifest_to_json
+from torchrec_mt.data.dataset import MANIFEST, Manifest, PreparedDataset, manifest_to_json
 from torchrec_mt.errors import UserError
 
 SCRATCH = ".scratch"
-
-
-def existing(output: Path, fingerprint: str, *, needs_check: bool) -> PreparedDataset | None:
-    """The dataset already at `output`, if it is whole and was made from the same input; reads its manifest only.
-
-    Args:
-        needs_check: the permutation check is asked for, so a dataset without it does not do.
-
-    Raises:
-        UserError: something else lies at `output`.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    if not _is_ours(output):
-        raise UserError(
-            f"'{output}' exists and is not a prepared dataset (no {MANIFEST} of one); nothing was touched: "
-            f"choose another output folder or remove it yourself"
-        )
-    try:
-        dataset = PreparedDataset.open(output)
-    except (UserError, TypeError):
-        return None  # another format: ours, but to be made anew
-    manifest = dataset.manifest
-    if manifest.fingerprint != fingerprint or not all(path.exists() for path in _expected(dataset)):
-        return None
-    if needs_check and not all(
-        "real_pairs" in task.notes for name, task in manifest.tasks.items() if _from_groups(manifest, name)
-    ):
-        return None
-    return dataset
-
-
-def _from_groups(manifest: Manifest, task: str) -> bool:
-    declared = manifest.declaration["tasks"]
-    return isinstance(declared, dict) and declared[task]["pairs"]["kind"] == "groups"
-
-
-def _is_ours(output: Path) -> bool:
-    try:
-        raw = json.loads((output / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return False
-    return isinstance(raw, dict) and {"format", "fingerprint", "digest"} <= raw.keys()
-
-
-def _expected(dataset: PreparedDataset) -> list[Path]:
-    manifest = dataset.manifest
-    paths = [dataset.vocabulary_path(table) for table in manifest.tables]
-    for name, entity in manifest.entities.items():
-        paths.append(dataset.entity_path(name))
-        paths += [
-            dataset.store_path(name) / f"{feature}.{'dense' if info.table is None else 'offsets'}.npy"
-            for feature, info in entity.features.items()
-        ]
-    for name, task in manifest.tasks.items():
-        paths += [dataset.pairs_path(name, split) for split in SPLITS]
-        paths += [dataset.frequencies_path(name, end) for end in ENDS]
-        links = [dataset.known_path(name) / f"{end}s" for end in ENDS] if task.trained_as is None else []
-        links += [dataset.negatives_path(name) / "candidates"] if "named_negatives" in task.notes else []
-        paths += [Path(f"{link}.{part}.npy") for link in links for part in ("offsets", "values")]
-    return paths
 
 
 @contextmanager

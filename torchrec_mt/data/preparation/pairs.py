@@ -69,19 +69,37 @@ def make_pairs(
                 pairs = _derived(engine, divided, rule, entities[task.anchor].table, permutation_check)
                 pairs = TaskPairs(pairs.table, events[name].rejected | pairs.rejected, pairs.notes)
                 pairs = _minus(engine, pairs, rule, made)
-        if task.trained_as is None and not engine.one(_in_part(pairs.table, 0).agg(n=ibis._.count()))["n"]:
-            raise UserError(
-                f"tasks.{name}.pairs: no training pairs are left (rows left out: {pairs.rejected or 'none'}); "
-                f"look at the split, and at min_grade, roles, min_support, min_lift, same, different and minus"
-            )
+        if task.trained_as is None:
+            _check_training(engine, name, task, pairs)
         made[name] = pairs
         step()
     return {name: made[name] for name in schema.tasks}, cut
 
 
+def _check_training(engine: Engine, name: str, task: Task, pairs: TaskPairs) -> None:
+    train = _in_part(pairs.table, 0)
+    found = engine.one(train.agg(n=train.count(), weight=train.weight.max()))
+    if not found["n"]:
+        raise UserError(
+            f"tasks.{name}.pairs: no training pairs are left (rows left out: {pairs.rejected or 'none'}); "
+            f"look at the split, and at min_grade, roles, min_support, min_lift, same, different and minus"
+        )
+    if isinstance(task.pairs, GivenPairs) and not found["weight"] > 0:
+        raise UserError(
+            f"tasks.{name}.pairs.weight: all {found['n']} training pairs have weight 0 by '{task.pairs.weight}' "
+            "(a weight below 5e-13 counts as 0), so nothing would be learned; give weights about 1"
+        )
+
+
 def _given(engine: Engine, divided: ir.Table, rejected: dict[str, int], task: Task, candidates: ir.Table) -> TaskPairs:
+    """Pairs of a given source. A grade of 0 judges a pair irrelevant: that can be evaluated, but not trained."""
     assert isinstance(task.pairs, GivenPairs)
-    positives = engine.cache(_counted(divided.filter(divided.role == POSITIVE)))
+    positive = divided.filter(divided.role == POSITIVE)
+    if task.pairs.min_grade <= 0:
+        irrelevant = engine.one(_in_part(positive, 0).filter(ibis._.grade <= 0).agg(n=ibis._.count()))["n"]
+        rejected = rejected | ({"grade 0 in training": irrelevant} if irrelevant else {})
+        positive = positive.filter((positive.part > 0) | (positive.grade > 0))
+    positives = engine.cache(_counted(positive))
     if task.trained_as is not None:
         return TaskPairs(positives, rejected, {})
     marked = mark(engine, divided, positives, task.pairs, task, candidates)
@@ -120,7 +138,8 @@ def _minus(engine: Engine, pairs: TaskPairs, rule: GroupPairs, made: Mapping[str
     """Takes away pairs of other tasks, either direction, found in this part or an earlier one."""
     if not rule.minus:
         return pairs
-    there = [made[name].table.select("part", "anchor", "candidate") for name in rule.minus]
+    positive = [made[name].table.filter(made[name].table.grade > 0) for name in rule.minus]
+    there = [table.select("part", "anchor", "candidate") for table in positive]
     back = [table.select("part", anchor="candidate", candidate="anchor") for table in there]
     other = ibis.union(*there, *back, distinct=False)
     first = other.group_by(other_anchor="anchor", other_candidate="candidate").agg(first=other.part.min())

@@ -3,22 +3,22 @@
 check -> entities -> events -> split -> pairs -> rows -> bags, vocabularies -> write -> digest -> manifest
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import ibis.expr.types as ir
 
-from torchrec_mt.data.dataset import EntityInfo, Manifest, PreparedDataset, TaskInfo
+from torchrec_mt.data.dataset import EntityInfo, Manifest, PreparedDataset, TaskInfo, declaration_json
 from torchrec_mt.data.preparation.bags import BagReader, LongBags, take_apart
 from torchrec_mt.data.preparation.check import check_schema
 from torchrec_mt.data.preparation.digest import content_digest
+from torchrec_mt.data.preparation.earlier import look, written_files
 from torchrec_mt.data.preparation.encode import write_entity
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.entities import EntityTable, compared_columns, load_entity, order_rows
-from torchrec_mt.data.preparation.folder import SCRATCH, clear_leftovers, existing, finish, partial_folder
+from torchrec_mt.data.preparation.folder import SCRATCH, clear_leftovers, finish, partial_folder
 from torchrec_mt.data.preparation.pairs import TaskPairs, make_pairs
 from torchrec_mt.data.preparation.sources import Source, all_sources, describe_files, fingerprint
 from torchrec_mt.data.preparation.split import describe_split
@@ -30,10 +30,11 @@ Progress = Callable[[str, int, int], None]
 
 
 class PreparedResult(NamedTuple):
-    """The prepared dataset, and whether this run made it (False: it was there already)."""
+    """The prepared dataset, whether this run made it (False: it was there already), and why it replaced an earlier."""
 
     dataset: PreparedDataset
     fresh: bool
+    why: str = ""
 
 
 def prepare(
@@ -66,10 +67,10 @@ def prepare(
     sources = all_sources(schema, raw)
     files = describe_files(sources, raw)
     print_of_input = fingerprint(schema, name, files, source_fingerprint)
-    found = existing(output, print_of_input, needs_check=permutation_check)
-    if found is not None:
+    earlier = look(output, print_of_input, needs_check=permutation_check)
+    if earlier.dataset is not None:
         clear_leftovers(output)
-        return PreparedResult(found, fresh=False)
+        return PreparedResult(earlier.dataset, fresh=False)
     with partial_folder(output) as folder:
         with Engine(folder / SCRATCH) as engine:
             work = _Work(engine, schema, sources, folder, progress or _silent)
@@ -80,12 +81,13 @@ def prepare(
         manifest = Manifest(
             name=name,
             **content,
-            declaration=json.loads(json.dumps(asdict(schema))),
+            declaration=declaration_json(schema),
             sources=files,
+            files=written_files(folder),
             fingerprint=print_of_input,
             digest=digest,
         )
-        return PreparedResult(finish(folder, output, manifest), fresh=True)
+        return PreparedResult(finish(folder, output, manifest), fresh=True, why=earlier.why)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

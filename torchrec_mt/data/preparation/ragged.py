@@ -36,9 +36,11 @@ class Ragged:
 
     def kept(self, mask: np.ndarray) -> "Ragged":
         """Values where `mask` holds."""
-        running = np.zeros(len(mask) + 1, np.int64)
-        np.cumsum(mask, out=running[1:])
-        return Ragged(running[self.offsets], self.values[mask])
+        lengths = np.zeros(len(self.offsets) - 1, np.int64)
+        filled = self.lengths > 0
+        if len(mask):
+            lengths[filled] = np.add.reduceat(mask, self.offsets[:-1][filled], dtype=np.int64)
+        return Ragged.of_lengths(lengths, self.values[mask])
 
     def head(self, longest: int) -> "Ragged":
         """The first values of every row, at most `longest`."""

@@ -11,7 +11,7 @@ import ibis.expr.types as ir
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.events import Events
 from torchrec_mt.errors import UserError
-from torchrec_mt.schema import GroupSplit, Schema, TimeSplit
+from torchrec_mt.schema import GroupSplit, Schema, TimeSplit, split_shares
 
 Moment = datetime | float | str
 
@@ -53,10 +53,9 @@ def find_cut(engine: Engine, schema: Schema, events: Mapping[str, Events]) -> Ti
     total = engine.one(running.agg(n=running.n.sum()))["n"]
     if not total:
         raise UserError("split: no task has an event with a time, so there is nothing to split")
-    train_share = 1 - schema.split.valid_share - schema.split.test_share
-    found = [
-        _quantile(engine, running, total, share) for share in (train_share, train_share + schema.split.valid_share)
-    ]
+    valid_share, test_share = split_shares(schema.split)
+    train_share = 1 - valid_share - test_share
+    found = [_quantile(engine, running, total, share) for share in (train_share, train_share + valid_share)]
     engine.drop(running)
     return TimeCut(*found)
 

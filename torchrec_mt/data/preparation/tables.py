@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_mt.data.dataset import SPLITS, PreparedDataset, TaskInfo
+from torchrec_mt.data.preparation.columns import Want, parquet_files
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.groups import scramble
 from torchrec_mt.data.preparation.known import write_frequencies, write_known
 from torchrec_mt.data.preparation.pairs import TaskPairs
-from torchrec_mt.data.preparation.sources import Source, parquet_files
+from torchrec_mt.data.preparation.sources import Source
 from torchrec_mt.data.preparation.vocabulary import Vocabulary
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import GivenPairs, Task, Truth
@@ -110,16 +111,21 @@ def write_truth(
     Raises:
         UserError: missing or mistyped column, null ids, or a score that is no finite number.
     """
-    raw = engine.read(
-        parquet_files(source, {truth.anchor: "value", truth.candidate: "value", truth.score: "number"}, engine.scratch)
-    )
+    wanted: dict[str, Want] = {truth.anchor: "value", truth.candidate: "value", truth.score: "number"}
+    raw = engine.read(parquet_files(source, wanted, engine.scratch), source)
     named = raw.select(
         a=raw[truth.anchor].cast("string"),
         c=raw[truth.candidate].cast("string"),
         score=raw[truth.score].cast("float64"),
     )
     # Cached before the check: DuckDB 2.0 skips Parquet row groups by their statistics, which know no NaN.
-    named = engine.cache(named)
+    named = engine.cache(named, source)
+    nameless = engine.one(named.filter(named.a.isnull() | named.c.isnull()).agg(n=ibis._.count()))["n"]
+    if nameless:
+        raise UserError(
+            f"{source.key}: {nameless} rows of '{source.path}' have a null '{truth.anchor}' or '{truth.candidate}'; "
+            "mend or drop these rows"
+        )
     bad = named.filter(named.score.isnull() | named.score.isnan() | named.score.isinf())
     found = engine.one(bad.agg(n=bad.count(), a=bad.a.min()))
     if found["n"]:

@@ -4,11 +4,13 @@ A word is a run of letters, marks and digits of any script, after Unicode normal
 gives its stem as token of kind "word", then the character n-grams of `<word>` (unstemmed, marked at its ends) as tokens
 of kind "ngram". Python's own Unicode tables decide, not an engine's regular expressions, so that every engine agrees.
 
-All work is done on one long string or array: nothing loops over words but the stemmer, in C.
+All work is done on one long string or array, a block of chunks at a time: nothing loops over words but the stemmer,
+in C, and what stays of a catalogue with millions of distinct words is 4 bytes a token, and the distinct tokens.
 """
 
 import sys
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,6 +23,9 @@ from torchrec_mt.data.preparation.ragged import Ragged
 from torchrec_mt.schema import TextFeature
 
 WORD, NGRAM = "word", "ngram"
+_BLOCK = 1 << 22
+"""Bytes of text at a time: a few hundred megabytes of work."""
+_WINDOWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,57 @@ def normalise(text: str) -> str:
     return np.where(_word_codes()[codes], codes, ord(" ")).astype(np.uint32).tobytes().decode("utf-32-le")
 
 
-def tokenise(chunks: pa.Array, feature: TextFeature) -> Tokens:
+def tokenise(chunks: pa.Array | pa.ChunkedArray, feature: TextFeature) -> Tokens:
     """Tokens of distinct chunks (strings without line breaks)."""
-    lines = pa.array(normalise("\n".join(chunks.to_pylist())).split("\n") if len(chunks) else [], pa.string())
+    blocks = [_tokenise_block(block, feature) for block in _blocks(chunks)]
+    stems, of_stem = _numbered([block.stems for block in blocks])
+    grams, of_gram = _numbered([block.grams for block in blocks])
+    values = [
+        np.concatenate([stem, gram + np.int32(len(stems))])[block.bags.values]
+        for block, stem, gram in zip(blocks, of_stem, of_gram, strict=True)
+    ]
+    lengths = [block.bags.lengths for block in blocks]
+    return Tokens(
+        kind=pa.concat_arrays([pa.repeat(WORD, len(stems)), pa.repeat(NGRAM, len(grams))]),
+        value=pa.concat_arrays([stems, grams]),
+        bags=Ragged.of_lengths(
+            np.concatenate([np.zeros(0, np.int64), *lengths]), np.concatenate([np.zeros(0, np.int32), *values])
+        ),
+    )
+
+
+def _blocks(chunks: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array | pa.ChunkedArray]:
+    """Chunks in order, about `_BLOCK` bytes of text at a time."""
+    ends = np.cumsum(np.asarray(pc.binary_length(chunks), np.int64))
+    start = 0
+    while start < len(ends):
+        reached = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, reached + _BLOCK, "right")))
+        yield chunks[start:stop]
+        start = stop
+
+
+def _numbered(parts: list[pa.Array]) -> tuple[pa.Array, list[np.ndarray]]:
+    """The distinct strings of all parts, and per part the number of each of its strings: int32."""
+    encoded = pa.chunked_array(parts, pa.string()).dictionary_encode().chunks
+    # One dictionary serves all chunks of an encoded array; empty chunks are dropped.
+    distinct = encoded[0].dictionary if encoded else pa.array([], pa.string())
+    numbers = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded]
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return distinct, np.split(np.concatenate([np.zeros(0, np.int32), *numbers]), ends)[:-1]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some chunks' tokens, numbered within the block: distinct stems first, then distinct n-grams."""
+
+    stems: pa.Array
+    grams: pa.Array
+    bags: Ragged
+
+
+def _tokenise_block(chunks: pa.Array | pa.ChunkedArray, feature: TextFeature) -> _Block:
+    lines = pa.array(normalise("\n".join(chunks.to_pylist())).split("\n"), pa.string())
     split = pc.split_pattern(lines, " ")
     flat = split.flatten().dictionary_encode()
     words = flat.dictionary
@@ -57,29 +110,24 @@ def tokenise(chunks: pa.Array, feature: TextFeature) -> Tokens:
     of_chunk = Ragged.of_lengths(split.value_lengths().to_numpy(zero_copy_only=False), numbers)
     blank = pc.equal(words, "").to_numpy(zero_copy_only=False)
     of_chunk = of_chunk.kept(~blank[numbers])
-    kind, value, of_word = _word_tokens(words, feature)
-    return Tokens(
-        kind,
-        value,
-        of_word.take(of_chunk.values).concatenated(np.repeat(np.arange(len(chunks)), of_chunk.lengths), len(chunks)),
-    )
+    stems, grams, of_word = _word_tokens(words, feature)
+    bags = of_word.take(of_chunk.values).concatenated(np.repeat(np.arange(len(chunks)), of_chunk.lengths), len(chunks))
+    return _Block(stems, grams, bags)
 
 
 def _word_tokens(words: pa.Array, feature: TextFeature) -> tuple[pa.Array, pa.Array, Ragged]:
-    """Distinct tokens of distinct words, and each word's tokens in order."""
+    """Distinct stems and n-grams of distinct words, and each word's tokens in order."""
     stems = pa.array(_stems(words.to_pylist(), feature.stem), pa.string()).dictionary_encode()
-    values, kinds = [stems.dictionary], [pa.repeat(WORD, len(stems.dictionary))]
-    parts = [
-        Ragged.of_lengths(np.ones(len(words), np.int64), stems.indices.to_numpy(zero_copy_only=False).astype(np.int64))
-    ]
+    stem_of_word = stems.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    parts = [Ragged.of_lengths(np.ones(len(words), np.int64), stem_of_word)]
+    values = [pa.array([], pa.string())]
     first = len(stems.dictionary)
     for length in feature.char_ngrams:
         grams, bags = _ngrams(words, length)
-        parts.append(Ragged(bags.offsets, bags.values + first))
+        parts.append(Ragged(bags.offsets, bags.values + np.int32(first)))
         values.append(grams)
-        kinds.append(pa.repeat(NGRAM, len(grams)))
         first += len(grams)
-    return pa.concat_arrays(kinds), pa.concat_arrays(values), _side_by_side(parts)
+    return stems.dictionary, pa.concat_arrays(values), _side_by_side(parts)
 
 
 def _stems(words: list[str], language: str) -> list[str]:
@@ -99,16 +147,18 @@ def _ngrams(words: pa.Array, length: int) -> tuple[pa.Array, Ragged]:
     bags = Ragged.of_lengths(counts, codes)
     at = np.arange(bags.offsets[-1]) + np.repeat(starts - bags.offsets[:-1], counts)
     if len(at) == 0:
-        return pa.array([], pa.string()), Ragged(bags.offsets, np.zeros(0, np.int64))
-    windows = np.lib.stride_tricks.sliding_window_view(codes, length)[at]
-    grams = pa.array(np.ascontiguousarray(windows).view(f"<U{length}").ravel(), pa.string()).dictionary_encode()
-    return grams.dictionary, Ragged(bags.offsets, grams.indices.to_numpy(zero_copy_only=False).astype(np.int64))
+        return pa.array([], pa.string()), Ragged(bags.offsets, np.zeros(0, np.int32))
+    windows = np.lib.stride_tricks.sliding_window_view(codes, length)
+    # In parts: of a longer array Arrow makes several, by its own rule.
+    parts = [windows[at[start : start + _WINDOWS]] for start in range(0, len(at), _WINDOWS)]
+    grams, numbers = _numbered([pa.array(part.view(f"<U{length}").ravel(), pa.string()) for part in parts])
+    return grams, Ragged(bags.offsets, np.concatenate(numbers))
 
 
 def _side_by_side(parts: list[Ragged]) -> Ragged:
     """Joins row i of every part, in the order of the parts."""
     joined = Ragged.of_lengths(np.sum([part.lengths for part in parts], axis=0), np.zeros(0))
-    values = np.empty(joined.offsets[-1], np.int64)
+    values = np.empty(joined.offsets[-1], np.int32)
     at = joined.offsets[:-1].copy()
     for part in parts:
         values[np.arange(len(part.values)) + np.repeat(at - part.offsets[:-1], part.lengths)] = part.values

@@ -2,15 +2,43 @@
 
 import json
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 from torchrec_mt.data.sources.bundlerec import BundleRec, write_bundlerec
 from torchrec_mt.data.sources.complete_journey import CompleteJourney, write_complete_journey
 from torchrec_mt.data.sources.files import Files
-from torchrec_mt.data.sources.synthetic_shop import SyntheticShop, write_synthetic_shop
+from torchrec_mt.data.sources.synthetic_shop import SyntheticShop, check_synthetic_shop, write_synthetic_shop
 from torchrec_mt.errors import UserError
+from torchrec_mt.schema import Schema, TimeSplit
 
 Source = Files | SyntheticShop | BundleRec | CompleteJourney
+
+
+def check_truth(source: Source, schema: Schema) -> None:
+    """Refuses a split whose test is not the period that the source's own truth is of: its oracle would be wrong.
+
+    Raises:
+        UserError: names the moments to give.
+    """
+    if not isinstance(source, SyntheticShop) or all(task.truth is None for task in schema.tasks.values()):
+        return
+    check_synthetic_shop(source)
+    found = schema.split.test_from if isinstance(schema.split, TimeSplit) else None
+    wanted = source.test_from.isoformat()
+    if not _same_moment(found, source.test_from):
+        raise UserError(
+            f"dataset.split.test_from: {'not given' if found is None else repr(found)}, but the truth of this "
+            f"synthetic shop is of the period from {wanted} on (by dataset.source.days and test_share): "
+            f"split by kind = 'time' with valid_from and test_from = '{wanted}', or remove the tasks' truth"
+        )
+
+
+def _same_moment(found: str | float | None, wanted: datetime) -> bool:
+    try:
+        return isinstance(found, str) and datetime.fromisoformat(found) == wanted
+    except ValueError:
+        return False
 
 
 def materialise(source: Source, folder: Path) -> tuple[Path, str]:

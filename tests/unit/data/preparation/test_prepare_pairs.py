@@ -5,7 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.raw_shop import BASKETS, CLICKS, SPLIT, groups, ids, make_schema, pairs, run, with_pairs
+from tests.raw_shop import (
+    BASKETS,
+    CLICKS,
+    SPLIT,
+    by_group,
+    given,
+    groups,
+    ids,
+    known,
+    make_schema,
+    pairs,
+    run,
+    with_pairs,
+)
 from torchrec_mt.schema import GivenPairs, GroupSplit, Task, TimeSplit
 
 BOTH = {("a", "b"): 1.5, ("b", "a"): 1.5, ("a", "c"): 0.5, ("c", "a"): 0.5, ("b", "c"): 0.5, ("c", "b"): 0.5}
@@ -83,12 +96,25 @@ def test_a_group_never_lies_on_two_sides(tmp_path: Path) -> None:
     }
     baskets = {"basket": sessions, "session": sessions, "sku": clicks["sku"], "line": [0] * 600, "time": [0] * 600}
     split = GroupSplit(kind="group", column=("session",), valid_share=0.2, test_share=0.2)
-    schema = make_schema(split=split)
-    dataset = run(tmp_path, schema, clicks=clicks, baskets=baskets)
+    dataset = run(tmp_path, by_group(make_schema(), split), clicks=clicks, baskets=baskets)
     counts = dataset.manifest.tasks["search"].pairs
     assert min(counts.values()) > 0
-    again = run(tmp_path / "salted", replace(schema, split=replace(split, salt="x")), clicks=clicks, baskets=baskets)
+    again = run(tmp_path / "salted", by_group(make_schema(), replace(split, salt="x")), clicks=clicks, baskets=baskets)
     assert again.manifest.digest != dataset.manifest.digest
+
+
+def test_grade_0_is_judged_but_never_trained(tmp_path: Path) -> None:
+    clicks = {**CLICKS, "w": [0.0, 2.0, 0.0, 1.0, 3.0, 1.0, 0.0, 0.0]}
+    schema = with_pairs(given(grade="w", min_grade=0.0))
+    dataset = run(tmp_path, schema, clicks=clicks)
+    # q1-a stands twice in training, once with grade 0; q1-b only so.
+    assert pairs(dataset, "search") == {("q1", "a"): 1, ("q2", "c"): 2, ("q2", "d"): 1}
+    assert pairs(dataset, "search", "valid") == {("q1", "b"): 1}
+    assert dataset.pairs("search", "valid")["grade"].tolist() == [0.0]
+    assert pairs(dataset, "search", "test") == {("q2", "d"): 1}
+    assert dataset.manifest.tasks["search"].rejected == {"grade 0 in training": 2}
+    assert dataset.frequencies("search").sum() == 3
+    assert known(dataset, "search") == {"q1": ["a"], "q2": ["c", "d"]}
 
 
 def test_entities_stand_by_training_frequency_then_id(tmp_path: Path) -> None:

@@ -4,26 +4,35 @@ import re
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import Stemmer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.raw_shop import PRODUCTS, make_schema, run, with_features
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.data.preparation.words import tokenise
-from torchrec_mt.schema import CategoriesFeature, CategoryFeature, NumberFeature, Table, TextFeature, VectorFeature
+from torchrec_mt.data.preparation import words
+from torchrec_mt.schema import (
+    CategoriesFeature,
+    CategoryFeature,
+    NumberFeature,
+    Schema,
+    Table,
+    TextFeature,
+    VectorFeature,
+)
 
 FEATURE = TextFeature(kind="text", columns=("title",), table="words")
 
 
 def slow_twin(text: str) -> list[tuple[str, str]]:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
     stemmer, tokens = Stemmer.Stemmer("english"), []
-    for word in words:
+    for word in "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split():
         tokens.append(("word", stemmer.stemWord(word) or word))
         for length in (3, 4):
             marked = f"<{word}>"
@@ -31,10 +40,17 @@ def slow_twin(text: str) -> list[tuple[str, str]]:
     return tokens
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), max_size=30), max_size=6))
-def test_tokens_equal_the_slow_twin(texts: list[str]) -> None:
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), max_size=30), max_size=6),
+    st.sampled_from([(1, 1), (20, 3), (words._BLOCK, words._WINDOWS)]),
+)
+def test_tokens_equal_the_slow_twin_however_they_fall_into_blocks(texts: list[str], sizes: tuple[int, int]) -> None:
     texts = [re.sub(r"[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", " ", text) for text in texts]
-    found = tokenise(pa.array(texts, pa.string()), FEATURE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "_BLOCK", sizes[0])
+        patch.setattr(words, "_WINDOWS", sizes[1])
+        found = words.tokenise(pa.array(texts, pa.string()), FEATURE)
+    assert len(set(zip(found.kind.to_pylist(), found.value.to_pylist(), strict=True))) == len(found.value)
     kinds, values = found.kind.to_pylist(), found.value.to_pylist()
     for row, text in enumerate(texts):
         start, stop = found.bags.offsets[row : row + 2]
@@ -98,6 +114,18 @@ def test_one_text_of_a_million_tokens_is_cut_and_counted(tmp_path: Path) -> None
     assert len(bags(dataset, "product", "title")[0]) == 512
 
 
+def test_one_text_of_a_million_distinct_tokens(tmp_path: Path) -> None:
+    products = {**PRODUCTS, "title": [" ".join(f"w{n}" for n in range(1_000_000)), *PRODUCTS["title"][1:]]}
+    schema = with_title(char_ngrams=(3,))
+    dataset = run(tmp_path, schema, products=products)
+    assert dataset.manifest.tables["words"] > 900_000
+    assert dataset.manifest.entities["product"].features["title"].truncated == 1
+    bag = bags(dataset, "product", "title")
+    assert bag[0][:8] == ["w0", "<w0", "w0>", "w1", "<w1", "w1>", "w2", "<w2"]
+    assert len(bag[0]) == 512
+    assert bag[2] == ["tea", "<te", "tea", "ea>"]
+
+
 def test_text_in_any_script(tmp_path: Path) -> None:
     titles = ["红茶 茶壶", "قبعة صوف", "चाय पत्ती", "🍵 чай", "ティーポット"]
     dataset = run(tmp_path, make_schema(), products={**PRODUCTS, "title": titles})
@@ -106,12 +134,19 @@ def test_text_in_any_script(tmp_path: Path) -> None:
     assert all(found)
 
 
-def test_idf_weights_mean_one_over_the_vocabulary(tmp_path: Path) -> None:
+def with_title(**settings: Any) -> Schema:
+    """The schema with other settings of the title."""
     schema = make_schema()
     product = schema.entities["product"]
-    title = replace(product.features["title"], weights="idf")
-    entities = {**schema.entities, "product": replace(product, features={**product.features, "title": title})}
-    dataset = run(tmp_path, replace(schema, entities=entities))
+    title = replace(product.features["title"], **settings)
+    return replace(
+        schema,
+        entities={**schema.entities, "product": replace(product, features={**product.features, "title": title})},
+    )
+
+
+def test_idf_weights_mean_one_over_the_vocabulary(tmp_path: Path) -> None:
+    dataset = run(tmp_path, with_title(weights="idf"))
     table = pq.read_table(dataset.entity_path("product"), columns=["title", "title__weight"])
     weight_of = {
         row: weight

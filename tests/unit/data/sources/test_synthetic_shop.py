@@ -61,7 +61,7 @@ def test_a_whole_shop_is_not_written_again_and_a_half_one_is(tmp_path: Path) -> 
     before, whole = digests(tmp_path), views.stat().st_mtime_ns
     write_synthetic_shop(TINY, tmp_path)
     assert views.stat().st_mtime_ns == whole
-    marker = tmp_path / "shop.json"
+    marker = tmp_path / "source.json"
     marker.write_text(marker.read_text().replace("true", "false"))
     views.write_bytes(b"half")
     write_synthetic_shop(TINY, tmp_path)
@@ -72,14 +72,14 @@ def test_a_whole_shop_is_not_written_again_and_a_half_one_is(tmp_path: Path) -> 
 
 def test_somebody_elses_tables_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "views.parquet").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds views\.parquet but no shop\.json"):
+    with pytest.raises(UserError, match=r"holds views\.parquet but no source\.json"):
         write_synthetic_shop(TINY, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["views.parquet"]
 
 
 def test_an_unreadable_marker_is_told(tmp_path: Path) -> None:
-    (tmp_path / "shop.json").write_text("{")
-    with pytest.raises(UserError, match=r"shop\.json' is not readable"):
+    (tmp_path / "source.json").write_text("{")
+    with pytest.raises(UserError, match=r"source\.json' is not readable"):
         write_synthetic_shop(TINY, tmp_path)
 
 

@@ -1,3 +1,3 @@
-"""Benchmarks: `make bench-...`. The project is imported first: it says how OpenMP's threads wait before torch starts them."""
+"""Benchmarks: `make bench-...`. The project comes first: it says how OpenMP threads wait before torch starts them."""
 
 import torchrec_mt  # noqa: F401

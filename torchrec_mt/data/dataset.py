@@ -16,6 +16,7 @@ frequencies/TASK/END.parquet      END in anchors, candidates: train_count (int64
 known/TASK/candidates.*.npy       per anchor the candidates never to be taken as its negatives: those of its training
                                   pairs, and those whose role is "ignore" (see links.py; trained tasks only)
 known/TASK/anchors.*.npy          the same pairs, per candidate
+known/TASK/ignored.*.npy          per anchor the candidates whose role is "ignore" (tasks with such a role only)
 negatives/TASK/candidates.*.npy   per anchor the candidates named as its negatives, none of them known (tasks that name
                                   negatives only)
 truth/TASK.parquet                anchor, candidate (int64), score (float64), best first (tasks with `truth` only)
@@ -77,7 +78,8 @@ class TaskInfo:
         pairs, anchors: per split, pairs and distinct anchors.
         rejected: raw pairs left out, by reason ("unknown anchor", "unknown candidate", "group too large", ...).
         notes: what else a reader should know ("real_pairs" and "permuted_pairs" of the permutation check,
-            "named_negatives" where the task names any way to have some, "unknown_in_negatives", "unknown_in_truth").
+            "named_negatives" and "ignored_pairs" where the task can have some, "unknown_in_negatives",
+            "unknown_in_truth").
     """
 
     anchor: str
@@ -260,6 +262,12 @@ class PreparedDataset:
     def known_anchors(self, task: str) -> Links:
         """The same pairs per candidate. Trained tasks only."""
         return self._links(self.known_path(task), "anchors")
+
+    def ignored_candidates(self, task: str) -> Links | None:
+        """Per anchor the candidates whose role is "ignore" (they are among the known); None where no role says so."""
+        if "ignored_pairs" not in self.manifest.tasks[task].notes:
+            return None
+        return self._links(self.known_path(task), "ignored")
 
     def named_negatives(self, task: str) -> Links | None:
         """Per anchor the candidates that the data names as its negatives; None where the task names none."""

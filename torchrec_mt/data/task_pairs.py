@@ -37,7 +37,7 @@ class PairMaker:
         self._same_entity = info.anchor == info.candidate
         total = max(info.pairs["train"], 1)
         self._share_N = (dataset.frequencies(name) / total).astype(np.float32)
-        self._known = dataset.known_candidates(name)
+        self._known, self._ignored = dataset.known_candidates(name), dataset.ignored_candidates(name)
         self._anchor_share_N = (dataset.anchor_frequencies(name) / total).astype(np.float32)
         self._known_anchors = dataset.known_anchors(name)
         self._lists = [
@@ -99,8 +99,9 @@ class PairMaker:
         own = (np.arange(len(anchor_B)), candidate_B)
         entries = [own, listed]
         if self._config.mask == "known":
-            # With grades the other known candidates stay: their order is what is to be learned.
-            entries += [self._known.of(anchor_B)] if self._rules.grades == "none" else []
+            # With grades an anchor's other positives stay: their order is what is to be learned.
+            left_out = self._known if self._rules.grades == "none" else self._ignored
+            entries += [] if left_out is None else [left_out.of(anchor_B)]
             entries += [(own[0], anchor_B)] if self._same_entity else []
         return merged(entries)
 

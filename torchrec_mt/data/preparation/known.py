@@ -25,25 +25,28 @@ def write_known(
     task: Task,
     counts: Mapping[str, int],
     known: ir.Table,
+    ignored: ir.Table | None,
     negatives: ir.Table | None,
 ) -> dict[str, float | str]:
     """Writes `known/NAME/` and, where the task names negatives, `negatives/NAME/`; returns notes for the manifest.
 
     Args:
         counts: number of entities of each kind.
-        known, negatives: distinct pairs: anchor, candidate (rows).
+        known, ignored, negatives: distinct pairs: anchor, candidate (rows); the ignored are among the known.
     """
     anchors, candidates = counts[task.anchor], counts[task.candidate]
     forward, backward = {"owner": "anchor", "linked": "candidate"}, {"owner": "candidate", "linked": "anchor"}
     folder = dataset.known_path(name)
     write_linked(engine, folder, "candidates", known.select(**forward), anchors, candidates)
     write_linked(engine, folder, "anchors", known.select(**backward), candidates, anchors)
-    if negatives is None:
-        return {}
-    folder = dataset.negatives_path(name)
-    return {
-        "named_negatives": write_linked(engine, folder, "candidates", negatives.select(**forward), anchors, candidates)
-    }
+    notes: dict[str, float | str] = {}
+    if ignored is not None:
+        links = ignored.select(**forward)
+        notes["ignored_pairs"] = write_linked(engine, folder, "ignored", links, anchors, candidates)
+    if negatives is not None:
+        folder, links = dataset.negatives_path(name), negatives.select(**forward)
+        notes["named_negatives"] = write_linked(engine, folder, "candidates", links, anchors, candidates)
+    return notes
 
 
 def write_linked(engine: Engine, folder: Path, name: str, links: ir.Table, owners: int, linked: int) -> int:

@@ -66,7 +66,7 @@ def write_task(
             for table in (pairs.marked.ignored, pairs.marked.negatives)
         )
         known = train if ignored is None else train.union(ignored, distinct=False)
-        info.notes.update(write_known(engine, dataset, name, task, counts, known, negatives))
+        info.notes.update(write_known(engine, dataset, name, task, counts, known, ignored, negatives))
     engine.drop(placed)
     return info
 

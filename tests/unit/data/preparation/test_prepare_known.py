@@ -77,7 +77,8 @@ def test_roles_of_labels(tmp_path: Path) -> None:
     assert (pairs(dataset, "search", "valid"), pairs(dataset, "search", "test")) == ({("q1", "b"): 1}, {("q2", "d"): 1})
     assert negatives(dataset, "search") == {"q1": ["b"]}
     assert known(dataset, "search") == {"q1": ["a"], "q2": ["c", "d"]}
-    assert dataset.manifest.tasks["search"].notes == {"named_negatives": 1}
+    assert dataset.manifest.tasks["search"].notes == {"named_negatives": 1, "ignored_pairs": 1}
+    assert flat(ignored(dataset)) == {("q2", "d")}
     assert dict(zip(ids(dataset, "product"), dataset.frequencies("search"), strict=True))["d"] == 0
 
 
@@ -200,8 +201,16 @@ def test_random_shops_equal_the_slow_twin(tmp_path: Path, seed: int) -> None:
     back = named_links(dataset, dataset.known_anchors("search"), "product", "query")
     assert {(query, sku) for sku, query in flat(back)} == known_pairs
     assert flat(negatives(dataset, "search")) == negative
-    assert dataset.manifest.tasks["search"].notes == {"named_negatives": len(negative), "unknown_in_negatives": unknown}
+    assert flat(ignored(dataset)) == known_pairs - positive
+    notes = {"named_negatives": len(negative), "ignored_pairs": len(known_pairs - positive)}
+    assert dataset.manifest.tasks["search"].notes == {**notes, "unknown_in_negatives": unknown}
     assert all(ascending(links) for links in every_link(dataset))
+
+
+def ignored(dataset: PreparedDataset) -> dict[str, list[str]]:
+    links = dataset.ignored_candidates("search")
+    assert links is not None
+    return named_links(dataset, links, "query", "product")
 
 
 def every_link(dataset: PreparedDataset) -> list[Any]:

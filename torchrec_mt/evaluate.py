@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
@@ -18,6 +18,9 @@ from torchrec_mt.retrieval.evaluator import Evaluation, baseline_rankers, evalua
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
+_KEYS = ("evaluate.*", "runtime.*", "sharding.*", "dataset.path")
+"""What `--set` can change here; all else the run has settled."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The program's arguments."""
@@ -26,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", choices=["best", "last"], default="best", help="which of the kept models (default best)"
     )
-    add_set_argument(parser)
+    add_set_argument(parser, example="evaluate.split=valid", keys=_KEYS)
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     return parser
 
@@ -64,6 +67,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
     evaluation = evaluate_run(run, config, arguments.model).to_json()

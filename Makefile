@@ -9,10 +9,10 @@ STUB := requirements/stubs/fbgemm-gpu/pyproject.toml
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format clean bench-step bench-peers
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 $(STAMP): $(wildcard requirements/*.txt) $(STUB) pyproject.toml
 	@echo "installing $(REQUIREMENTS) into .venv (about 1 GB, once)"
@@ -47,6 +47,19 @@ test: lint ## the gate: lint, then pytest
 	@echo "pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(WORKERS)
 
+bench-step: $(STAMP) ## one training step beside plain PyTorch (minutes; wants an idle machine)
+	@$(BIN)/python -W ignore -m tests.benchmarks.bench_step
+
+PEERS ?= .venv-peers
+$(PEERS)/.installed: requirements/peers.txt
+	@echo "installing TensorFlow Recommenders into $(PEERS)"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check -r requirements/peers.txt
+	@touch $@
+
+bench-peers: $(STAMP) $(PEERS)/.installed ## one training step beside TensorFlow Recommenders, in an environment of its own
+	@$(BIN)/python -W ignore -m tests.benchmarks.bench_peers $(PEERS)/bin/python
+
 format: $(STAMP) ## let ruff mend and format the code
 	@echo "ruff check --fix, ruff format"
 	@$(BIN)/ruff check --fix --quiet .
@@ -55,4 +68,4 @@ format: $(STAMP) ## let ruff mend and format the code
 clean: ## remove caches and build output (not .venv, not runs)
 	@echo "removing caches and build output"
 	@rm -rf build dist *.egg-info requirements/stubs/*/build requirements/stubs/*/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	@find torchrec_mt tests components -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find torchrec_mt tests -name __pycache__ -type d -prune -exec rm -rf {} +

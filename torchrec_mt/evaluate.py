@@ -1,8 +1,12 @@
-"""torchrec-mt evaluate RUN: judges a run's best model on the test split by exact retrieval over the whole catalogue."""
+"""torchrec-mt evaluate RUN: judges a run's best model on the test split by exact retrieval over the whole catalogue.
+
+The judgement goes to RUN/evaluation/metrics.json; another one (--model, --set evaluate...) to a file named after it.
+"""
 
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
 from torchrec_mt.data.collate import Collator
@@ -14,7 +18,7 @@ from torchrec_mt.reporting.table import evaluation_table
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.baselines import Ranker
 from torchrec_mt.retrieval.encode import model_rankers
-from torchrec_mt.retrieval.evaluator import Evaluation, baseline_rankers, evaluate_tasks
+from torchrec_mt.retrieval.evaluator import baseline_rankers, evaluate_tasks
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
@@ -34,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
-    """All tasks of the dataset, model and baselines; called on every rank."""
+def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> dict[str, object] | None:
+    """All tasks of the dataset, model and baselines, written to `path`. Called on every rank; told on the main one."""
     schema = config.dataset
     dataset = PreparedDataset.open(schema.path)
     dataset.check_declaration(schema)
@@ -53,15 +57,16 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str) -> Evaluation:
         tasks = list(dataset.manifest.tasks)
         models = model_rankers(model, Collator(dataset), dataset, tasks, config.evaluate, here.device, progress=show)
 
-        def judge() -> Evaluation:
+        def judge() -> dict[str, object]:
             rankers: dict[str, dict[str, Ranker]] = {
                 name: {"model": models[name], **baseline_rankers(dataset, name, config.evaluate)} for name in tasks
             }
-            evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show)
-            write_atomic(run.evaluation_path, json.dumps(evaluation.to_json(), indent=1) + "\n")
+            evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show).to_json(which)
+            write_atomic(path, json.dumps(evaluation, indent=1) + "\n")
             return evaluation
 
-        return on_main(judge)
+        evaluation = on_main(judge)
+        return evaluation if here.is_main else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,12 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
-    evaluation = evaluate_run(run, config, arguments.model).to_json()
+    path = run.evaluation_path.with_name(config.evaluate.file_name(arguments.model))
+    evaluation = evaluate_run(run, config, arguments.model, path)
+    if evaluation is None:
+        return 0  # the main rank speaks
     if arguments.json:
         print(json.dumps(evaluation))
     else:
         console().print(evaluation_table(evaluation))
-        console().print(f"run: {run.path}   metrics: {run.evaluation_path}", soft_wrap=True)
+        console().print(f"run: {run.path}   metrics: {path}", soft_wrap=True)
     return 0
 
 

@@ -3,6 +3,7 @@
 Prints a table, and as its last line one JSON object of ratios (see docs/benchmarks.md).
 """
 
+import ctypes
 import gc
 import json
 import statistics
@@ -42,6 +43,7 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # give back what earlier steps left
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
         self._before = _status("VmRSS")
         return self

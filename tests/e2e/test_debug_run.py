@@ -52,6 +52,7 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
     saved = json.loads((run / "evaluation/metrics.json").read_text())
     assert printed == saved
     assert set(saved["tasks"]) == TASKS
+    assert (saved["split"], saved["model"], saved["max_anchors"]) == ("test", "best", 0)
     for task in saved["tasks"].values():
         assert set(task["systems"]) == {"model", "popularity", "bm25", "co_occurrence", "oracle"}
         assert all(set(scores) == METRICS for scores in task["systems"].values())
@@ -83,15 +84,22 @@ def test_losses_are_golden(root: Path, tmp_path: Path, update_golden: bool) -> N
 
 def test_two_processes_under_torchrun(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "torchrec_mt.train", *arguments(root, "trainer.steps=12"), "--output", str(run), "--json"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "torchrec_mt.train", *arguments(root, "trainer.steps=12"), "--output", str(run), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["steps"] == 12
     # One process reads what two wrote.
     assert evaluate([str(run), "--json"]) == 0
-    saved = json.loads((run / "evaluation/metrics.json").read_text())
-    assert saved["tasks"]["search"]["systems"]["model"]["recall@100"] > 0
+    saved = (run / "evaluation/metrics.json").read_text()
+    assert json.loads(saved)["tasks"]["search"]["systems"]["model"]["recall@100"] > 0
+    # Two judge another split: one of them speaks, and the test figures stay.
+    command = [*launch, "-m", "torchrec_mt.evaluate", str(run), "--json", "--set=evaluate.split=valid"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == json.loads((run / "evaluation/metrics-valid.json").read_text())
+    assert json.loads(done.stdout)["split"] == "valid"
+    assert (run / "evaluation/metrics.json").read_text() == saved
 
 
 def test_two_processes_under_torchx(root: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Tolerance is for the order of float32 sums: 1e-5 of a loss, 1e-5 of the largest 
 Adagrad forgive a wrong scale of the gradients; the dense gradients and Adagrad's sums of squares do not.
 """
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.ranks import run_on_ranks
+from tests.shop import shared_root
 from tests.tiny import tiny_schema, write_tiny
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator, TaskPairs
@@ -33,7 +35,9 @@ from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.trainer import Trainer, TrainerConfig
 
-STEPS, PARTS = 20, 4
+STEPS, PARTS, WORLD_SIZES = 20, 4, (1, 2, 4)
+# Seven processes start before the first test: half a minute on two idle cores, minutes on busy ones.
+pytestmark = pytest.mark.timeout(900)
 OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, warmup_steps=2)
 NEGATIVES = NegativesConfig(
     sources=(InBatch(), Uniform(count=12), Popularity(count=6), Memory(size=100, max_age=3, warmup=3)),
@@ -161,7 +165,6 @@ def train_all_kinds(folder: str) -> dict[str, Any]:
 
 def whole_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights by parameter, and sums of squared gradients by table row, of a state that any number of ranks wrote."""
-    dcp_to_torch_save(path, path / "whole.pt")
     state = torch.load(path / "whole.pt", weights_only=True)
     sums = {
         name.partition(".")[2]: value.flatten()
@@ -175,10 +178,20 @@ def whole_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, list[dict[str, Any]]]]:
-    """All kinds on 1, 2 and 4 ranks (starting ranks takes longer than training on them)."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_tiny(folder / "data")
-    return folder, {size: run_on_ranks(size, train_all_kinds, str(folder)) for size in (1, 2, 4)}
+    """All kinds on 1, 2 and 4 ranks (starting ranks takes longer than training on them), once for all workers."""
+    folder = shared_root(tmp_path_factory) / "world_size"
+    folder.mkdir(exist_ok=True)
+    results = folder / "results.pt"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not results.exists():
+            write_tiny(folder / "data")
+            made = {size: run_on_ranks(size, train_all_kinds, str(folder)) for size in WORLD_SIZES}
+            for size in WORLD_SIZES:
+                for kind in KINDS:
+                    dcp_to_torch_save(folder / f"{kind}-{size}", folder / f"{kind}-{size}/whole.pt")
+            torch.save(made, results)
+    return folder, torch.load(results, weights_only=True)
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -191,7 +204,7 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         )
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_ranks_and_sharding_change_nothing(trained: Any, kind: str, world_size: int) -> None:
     folder, results = trained

@@ -12,7 +12,9 @@ _COLUMNS = {"recall@10": "Recall@10", "recall@100": "Recall@100", "ndcg@10": "ND
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """Metrics per task and system, the best of all but the oracle in bold, and the share of the oracle's Recall@100."""
-    title = "test split, ranked over the whole catalogue"
+    title = f"{evaluation['split']} split, {evaluation['model']} model, ranked over the whole catalogue"
+    if evaluation["max_anchors"]:
+        title += f", at most {evaluation['max_anchors']:,} anchors a task"
     table = Table(
         title=title,
         title_justify="left",

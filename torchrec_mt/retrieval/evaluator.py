@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.errors import require
-from torchrec_mt.retrieval.baselines import Ranker, bm25, co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.baselines import Ranker, co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.bm25 import bm25
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
 
 Baseline = Literal["popularity", "bm25", "co_occurrence", "oracle"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 Scores = dict[str, dict[str, float]]
 
 
@@ -26,10 +28,25 @@ class EvaluateConfig:
 
     split: Literal["valid", "test"] = "test"
     max_anchors: int = 0
-    baselines: tuple[Baseline, ...] = ("popularity", "bm25", "co_occurrence", "oracle")
+    baselines: tuple[Baseline, ...] = BASELINES
 
     def __post_init__(self) -> None:
         require(self.max_anchors >= 0, "max_anchors", self.max_anchors, "0 (all) or more")
+
+    def file_name(self, model: str) -> str:
+        """Where the judgement of a run's `model` ("best" or "last") goes.
+
+        metrics.json is the default judgement and nothing else: test split, best model, all anchors, all baselines.
+        Any other says in its name what it is: metrics-valid.json, metrics-test-last.json, ...
+        """
+        differs = [model] if model != "best" else []
+        if self.max_anchors:
+            differs.append(f"{self.max_anchors}-anchors")
+        if set(self.baselines) != set(BASELINES):
+            differs += [name for name in BASELINES if name in self.baselines] or ["no-baselines"]
+        if self.split != "test" or differs:
+            differs.insert(0, self.split)
+        return "-".join(["metrics", *differs]) + ".json"
 
 
 @dataclass(frozen=True)
@@ -49,13 +66,18 @@ class TaskResult(Slice):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of all tasks."""
+    """Results of all tasks, and what they were judged on."""
 
     tasks: dict[str, TaskResult]
+    config: EvaluateConfig
 
-    def to_json(self) -> dict[str, object]:
-        """The stable form of `evaluation/metrics.json`."""
+    def to_json(self, model: str) -> dict[str, object]:
+        """The stable form of `evaluation/metrics.json`; `model` ("best" or "last") is the one that was judged."""
         return {
+            "split": self.config.split,
+            "model": model,
+            "max_anchors": self.config.max_anchors,
+            "baselines": list(self.config.baselines),
             "tasks": {
                 name: {
                     "num_anchors": task.num_anchors,
@@ -66,7 +88,7 @@ class Evaluation:
                     },
                 }
                 for name, task in self.tasks.items()
-            }
+            },
         }
 
 
@@ -166,4 +188,4 @@ def evaluate_tasks(
                 progress(name, done, total)
 
         results[name] = evaluate_task(dataset, name, rankers[name], config, progress=told)
-    return Evaluation(results)
+    return Evaluation(results, config)

@@ -17,18 +17,32 @@ from torchrec_mt.data.negatives import Memory, StreamingFrequencies
 class Columns(NamedTuple):
     """Candidates that anchors are compared with.
 
-    vector_CD, id_C; share_C: share of the task's pairs with the id; drawn_C: copies expected from draws of all ranks.
+    vector_CD, id_C; share_C: share of the task's pairs with the id; drawn_C: copies expected from draws of all ranks;
+    copies_C: how many equal columns this one stands for.
     """
 
     vector_CD: Tensor
     id_C: Tensor
     share_C: Tensor
     drawn_C: Tensor
+    copies_C: Tensor
 
     @staticmethod
     def joined(parts: list["Columns"]) -> "Columns":
         """All columns side by side."""
         return Columns(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def merged(self) -> "Columns":
+        """Columns of one id as one: a batch encodes each entity once, so they are equal.
+
+        Popular products stand in a batch many times: fewer products of matrices, and far fewer places to block.
+        """
+        sorted_C, order_C = self.id_C.sort(stable=True)
+        new_C = torch.ones_like(sorted_C, dtype=torch.bool)
+        new_C[1:] = sorted_C[1:] != sorted_C[:-1]
+        first_U = order_C[new_C]
+        copies_U = self.copies_C.new_zeros(len(first_U)).index_add_(0, new_C.cumsum(0) - 1, self.copies_C[order_C])
+        return Columns(*(tensor[first_U] for tensor in self[:4]), copies_U)
 
 
 class CandidateMemory:

@@ -85,7 +85,10 @@ class Objective:
         fresh.append(self._drawn_columns(name, pairs, *drawn))
         memory = self._memories.get(name)
         old = memory.recall(step) if memory else []
-        columns = Columns.joined(fresh + old)
+        new = Columns.joined(fresh)
+        if self._negatives.mask != "none":
+            new = new.merged()
+        columns = Columns.joined([new, *old])
         draws = (len(pair_columns.id_C) - 1 if self._in_batch[name] else 0) + sum(len(held.id_C) for held in old)
         if memory:
             memory.keep(step, pair_columns)
@@ -93,6 +96,7 @@ class Objective:
         positive_log_count_B = (draws * share_B + world_size * pairs.drawn_B).clamp(min=_LEAST_COUNT).log()
         corrected = self._negatives.logq != "off"
         log_count_C = (draws * columns.share_C + columns.drawn_C).clamp(min=_LEAST_COUNT).log()
+        log_copies_C = columns.copies_C.log()
         anchor_BD = vectors.anchor[name]
         private_BHD = vectors.private.get(name, anchor_BD.new_zeros(len(anchor_BD), 0, anchor_BD.shape[1]))
         log_count_BH = anchor_BD.new_zeros(len(anchor_BD), 0) if pairs.private is None else pairs.private.log_count_BH
@@ -103,9 +107,9 @@ class Objective:
             positive_BD=vectors.candidate[name],
             weight_B=weight_B,
             column_CD=columns.vector_CD,
-            log_count_C=log_count_C if corrected else torch.zeros_like(log_count_C),
+            log_count_C=log_count_C - log_copies_C if corrected else -log_copies_C,
             blocked=self._blocked(pairs.blocked, columns.id_C, len(weight_B), own_there=self._in_batch[name]),
-            learning=sum(len(part.id_C) for part in fresh),
+            learning=len(new.id_C),
             private_BHD=private_BHD,
             private_log_count_BH=log_count_BH,
             positive_log_count_B=positive_log_count_B * (self._negatives.logq == "standard"),
@@ -147,7 +151,8 @@ class Objective:
         if name in self._frequencies:
             self._frequencies[name].update(id_P)
         share_P, drawn_P = gather(torch.stack([pairs.share_B, pairs.drawn_B], dim=1)).unbind(dim=1)
-        return Columns(gather(candidate_BD), id_P, self._share(name, id_P, share_P), world_size * drawn_P)
+        share_P = self._share(name, id_P, share_P)
+        return Columns(gather(candidate_BD), id_P, share_P, world_size * drawn_P, torch.ones_like(share_P))
 
     def _drawn_columns(self, name: str, pairs: Pairs, vector_WMD: Tensor, id_all: Tensor) -> Columns:
         """The task's stretches of the negatives that all ranks drew, C = W * M."""
@@ -162,9 +167,10 @@ class Objective:
             position += stop - start
         if not parts:
             nothing = both_WM.new_zeros(0)
-            return Columns(vector_WMD.new_zeros(0, vector_WMD.shape[2]), id_all[:0], nothing, nothing)
+            return Columns(vector_WMD.new_zeros(0, vector_WMD.shape[2]), id_all[:0], nothing, nothing, nothing)
         id_C, both_C = torch.cat(ids), torch.cat(parts)
-        return Columns(torch.cat(vectors), id_C, self._share(name, id_C, both_C[:, 0]), world_size * both_C[:, 1])
+        share_C = self._share(name, id_C, both_C[:, 0])
+        return Columns(torch.cat(vectors), id_C, share_C, world_size * both_C[:, 1], torch.ones_like(share_C))
 
     def _share(self, name: str, id_C: Tensor, counted_C: Tensor) -> Tensor:
         """Share of each candidate in the pairs: counted by preparation, or estimated from the stream."""

@@ -1,15 +1,25 @@
 """Rivals and the oracle on the debug shop, each against a slow twin or its own promise."""
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.raw_shop import PRODUCTS, Rows, groups, ids, pairs, run, with_pairs
 from tests.shop import prepared_debug_shop, shared_root
-from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.retrieval.baselines import bm25, co_occurrence, entity_texts, oracle, popularity
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, baseline_rankers, evaluate_task, split_anchors
+from torchrec_mt.data.dataset import PreparedDataset, Split
+from torchrec_mt.retrieval.baselines import co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.evaluator import (
+    EvaluateConfig,
+    baseline_rankers,
+    evaluate_task,
+    split_anchors,
+)
+from torchrec_mt.retrieval.metrics import METRICS
+from torchrec_mt.schema import Task
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +51,60 @@ def test_co_occurrence_equals_a_slow_twin(dataset: PreparedDataset, task: str) -
         assert ranked[number].tolist() == expected
 
 
-def test_bm25_finds_a_product_by_its_own_title(dataset: PreparedDataset) -> None:
-    ranker = bm25(dataset, "similar")
-    assert ranker is not None
-    anchors = np.arange(40)
-    ranked = ranker(anchors, 100)
-    assert not (ranked == anchors[:, None]).any()
-    texts = entity_texts(dataset, "product")
-    assert texts is not None
-    words = [set(text.split()) for text in texts]
-    assert all(words[anchor] & words[ranked[anchor, 0]] for anchor in anchors if ranked[anchor, 0] >= 0)
+def test_a_task_trained_as_another_is_counted_in_its_own_pairs(tmp_path: Path) -> None:
+    """Baskets, all pairs of them, judged beside those of one kind: `together` trains on two pairs, `raw` holds more."""
+    baskets: Rows = {
+        "basket": ["1", "1", "2", "2", "3", "3", "4", "4", "8", "8", "9", "9"],
+        "sku": ["a", "b", "c", "e", "c", "e", "a", "e", "a", "b", "d", "e"],
+        "time": [1, 1, 2, 2, 3, 3, 4, 4, 60, 60, 95, 95],
+    }
+    schema = with_pairs(groups(same="kind"))
+    raw = Task(anchor="product", candidate="product", pairs=groups(), trained_as="together")
+    schema = replace(schema, tasks={**schema.tasks, "raw": raw})
+    dataset = run(tmp_path, schema, products=PRODUCTS, baskets=baskets)
+    names = np.array([*ids(dataset, "product"), "-"])
+    row = {name: number for number, name in enumerate(names)}
+    assert pairs(dataset, "together") == {("a", "b"): 1, ("b", "a"): 1}
+    # Own pairs: (c, e) twice, (a, b) and (a, e) once. As candidates: e and a are in two, b and c in one, d in none.
+    anchors = np.array([row["e"], row["d"]])
+    first = names[co_occurrence(dataset, "raw")(anchors, 4)]
+    assert first[0, :2].tolist() == ["c", "a"]
+    assert set(first[1, :2]) == {"a", "e"}
+    assert set(names[popularity(dataset, "raw")(anchors, 2)][1]) == {"a", "e"}
+    # In the pairs of `together` e stands in none: it would come behind a and b.
+    assert set(names[popularity(dataset, "together")(anchors, 2)][1]) == {"a", "b"}
 
 
-def test_texts_hold_title_and_categories(dataset: PreparedDataset) -> None:
-    texts = entity_texts(dataset, "product")
-    assert texts is not None
-    title = pq.read_table(dataset.entity_path("product"), columns=["title__text"])["title__text"].to_pylist()
-    assert all(text.startswith(start) and len(text) > len(start) for text, start in zip(texts, title, strict=True))
-
-
-def test_oracle_ranks_by_the_truth_and_no_ranking_beats_it_by_much(dataset: PreparedDataset) -> None:
+def test_oracle_ranks_by_the_truth(dataset: PreparedDataset) -> None:
     truth = pq.read_table(dataset.truth_path("search")).to_pandas()
     anchors = split_anchors(dataset, "search", EvaluateConfig(max_anchors=20))
     ranked = oracle(dataset, "search", "test")(anchors, 50)
     for number, anchor in enumerate(anchors):
         mine = truth[truth.anchor == anchor].sort_values(["score", "candidate"], ascending=[False, True])
         assert ranked[number].tolist()[: len(mine)] == mine.candidate.tolist()[:50]
+
+
+def test_oracle_of_the_validation_split_ranks_its_own_pairs(dataset: PreparedDataset) -> None:
+    """The truth is that of the test period."""
+    found = dataset.pairs("search", "valid")
+    anchors = np.unique(found["anchor"])
+    ranked = oracle(dataset, "search", "valid")(anchors, 100)
+    for number, anchor in enumerate(anchors):
+        mine = sorted(found["candidate"][found["anchor"] == anchor].tolist())[:100]
+        assert ranked[number].tolist() == mine + [-1] * (100 - len(mine))
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("task", ["search", "similar", "complement"])
+def test_no_rival_passes_the_oracle(dataset: PreparedDataset, task: str, split: Split) -> None:
+    config = EvaluateConfig(split=split)
+    systems = evaluate_task(dataset, task, baseline_rankers(dataset, task, config), config).systems
+    best = systems.pop("oracle")
+    assert set(systems) == {"popularity", "bm25", "co_occurrence"}
+    for rival, scores in systems.items():
+        assert all(scores[metric] < best[metric] for metric in METRICS), (rival, scores, best)
+    if split == "valid":  # the split's own pairs: nothing is missed but what does not fit into K
+        assert best["ndcg@10"] == best["mrr@10"] == 1.0
 
 
 def test_slices_part_the_pairs(dataset: PreparedDataset) -> None:

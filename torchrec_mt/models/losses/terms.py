@@ -24,7 +24,7 @@ class Comparison:
     Args:
         anchor_BD, positive_BD: the pairs. weight_B: their weights, divided by the sum over all ranks.
         column_CD: candidates of all ranks and drawn negatives. log_count_C: log of how many copies of the column's id
-            are expected among the columns (logQ), 0 without correction.
+            are expected (logQ, 0 without correction), less the log of how many copies this column stands for.
         blocked: columns that are no negatives of an anchor: its own candidate, itself, its other known candidates, its
             private negatives.
         learning: the first columns, as many as take a gradient (those of a memory take none).

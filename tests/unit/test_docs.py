@@ -183,6 +183,13 @@ def test_examples_are_toml_and_whole_ones_load(name: str, block: str, tmp_path: 
         assert load_config([DEMO, tmp_path / "example.toml"]).dataset.tasks
 
 
+def test_the_readme_counts_its_lines(tmp_path: Path) -> None:
+    shop, task = BLOCK.findall(DOCUMENTS[0].read_text())
+    assert (len(shop.splitlines()), len(task.splitlines())) == (20, 4)
+    (tmp_path / "shop.toml").write_text(shop + task)
+    assert list(load_config([tmp_path / "shop.toml"]).dataset.tasks) == ["search", "complement"]
+
+
 def test_links_lead_somewhere() -> None:
     for file in DOCUMENTS:
         for target in re.findall(r"\]\((?!http)([^)#]+)", file.read_text()):

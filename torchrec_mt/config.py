@@ -73,16 +73,37 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add_set_argument(parser)
 
 
-def add_set_argument(parser: argparse.ArgumentParser) -> None:
-    """`--set KEY=VALUE`, for programs whose config comes from elsewhere."""
+def add_set_argument(
+    parser: argparse.ArgumentParser, *, example: str = "trainer.epochs=2", keys: Sequence[str] = ()
+) -> None:
+    """`--set KEY=VALUE`, for programs whose config comes from elsewhere: of `keys` alone (see `check_keys`), or any."""
+    only = f"; only {', '.join(keys)}" if keys else ""
     parser.add_argument(
         "--set",
         dest="overrides",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="override one key, e.g. --set trainer.epochs=2 (value as in TOML, a bare word is a string); repeatable",
+        help=f"override one key, e.g. --set {example} (value as in TOML, a bare word is a string); repeatable{only}",
     )
+
+
+def check_keys(overrides: Sequence[str], keys: Sequence[str]) -> None:
+    """Refuses overrides that a program of a finished run cannot follow.
+
+    Args:
+        keys: what can be set there: keys, or sections as "evaluate.*".
+
+    Raises:
+        UserError: a key that the run has settled.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == one or (one.endswith("*") and key.startswith(one[:-1])) for one in keys):
+            raise UserError(
+                f"--set {override}: the run has settled '{key}', only {', '.join(keys)} can be set here; train again "
+                "to change it"
+            )
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
@@ -22,6 +22,9 @@ from torchrec_mt.retrieval.evaluator import baseline_rankers, evaluate_tasks, ju
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
+_KEYS = ("evaluate.*", "runtime.*", "sharding.*", "dataset.path")
+"""What `--set` can change here; all else the run has settled."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The program's arguments."""
@@ -30,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", choices=["best", "last"], default="best", help="which of the kept models (default best)"
     )
-    add_set_argument(parser)
+    add_set_argument(parser, example="evaluate.split=valid", keys=_KEYS)
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     return parser
 
@@ -69,6 +72,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
     path = run.evaluation_path.with_name(config.evaluate.file_name(arguments.model))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mined import check_place, write_mined
@@ -24,6 +24,9 @@ from torchrec_mt.retrieval.encode import encode
 from torchrec_mt.retrieval.mining import mine_task
 from torchrec_mt.runs import RunFolder
 from torchrec_mt.training.job import load_run_model
+
+_KEYS = ("runtime.*", "sharding.*", "dataset.path")
+"""What `--set` can change here; all else the run has settled."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--margin", type=float, default=0.1, help="least distance in cosine below the anchor's known candidates (0.1)"
     )
-    add_set_argument(parser)
+    add_set_argument(parser, example="runtime.device=cpu", keys=_KEYS)
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     return parser
 
@@ -82,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if not 1 <= arguments.per_anchor <= arguments.depth <= 100_000 or not -2 <= arguments.margin <= 2:
         raise UserError("mine: needs 100000 >= --depth >= --per-anchor >= 1 and a --margin from -2 to 2")
+    check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
     output = Path(arguments.output or run.path / "mined")

@@ -1,12 +1,14 @@
 """Config files: merging, overrides, round trip, and what a mistake says."""
 
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from torchrec_mt.config import check_config, config_to_json, load_config
-from torchrec_mt.errors import UserError
+from torchrec_mt.config import check_config, check_keys, config_to_json, load_config
+from torchrec_mt.errors import UserError, exit_code_of
 from torchrec_mt.schema import GroupPairs, TextFeature
 
 LAUNCH = Path("launch")
@@ -94,3 +96,30 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(UserError, match="key 'dataset' is missing"):
         load_config([empty])
+
+
+KEYS = ("evaluate.*", "runtime.*", "dataset.path")
+
+
+@pytest.mark.parametrize("override", ["evaluate.split=valid", "runtime.threads=1", "dataset.path=elsewhere"])
+def test_a_finished_run_takes_what_can_still_matter(override: str) -> None:
+    check_keys([override], KEYS)
+
+
+@pytest.mark.parametrize(
+    "override", ["model.dim=32", "trainer.epochs=3", "dataset.paths=x", "evaluate=1", "evaluated.x=1"]
+)
+def test_what_a_finished_run_has_settled_is_refused(override: str) -> None:
+    with pytest.raises(
+        UserError, match=re.escape(f"the run has settled '{override.partition('=')[0]}', only evaluate.*")
+    ):
+        check_keys([override], KEYS)
+
+
+@pytest.mark.parametrize("program", ["evaluate", "mine"])
+def test_programs_of_a_finished_run_refuse_other_keys(program: str) -> None:
+    module = importlib.import_module(f"torchrec_mt.{program}")
+    assert exit_code_of(lambda: module.main(["no-run", "--set", "model.dim=32"])) == 2
+    text = module.build_parser().format_help()
+    assert "trainer.epochs" not in text
+    assert "runtime.*" in text

@@ -1,10 +1,29 @@
-"""What a person sees while a program runs: one console, one style of progress bar, live losses."""
+"""What a person sees while a program runs: one console, one style of progress bar, live losses, validations."""
 
+import sys
+from collections.abc import Iterable
 from functools import cache
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from torchrec_mt.reporting.trimmed import Trimmed
+
+_SHOWN = "recall@100"
+_LEAST_NAME = 8
+"""Narrowest column of validations: a shortened task name."""
 
 
 @cache
@@ -19,28 +38,50 @@ def progress_console() -> Console:
     return Console(stderr=True)
 
 
-def progress_bar(*, enabled: bool = True) -> Progress:
+def _columns() -> list[ProgressColumn]:
+    """Only the bar gives way where the terminal is narrow: it is the one column without `no_wrap`."""
+    fixed = Column(no_wrap=True)
+    return [
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=30, overflow="ellipsis")),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(table_column=fixed),
+        TimeElapsedColumn(table_column=fixed),
+        TimeRemainingColumn(compact=True, table_column=fixed),
+        TextColumn("{task.fields[note]}", table_column=fixed),
+    ]
+
+
+class Bar(Progress):
+    """A progress bar with lines below it. An interrupted or failed program leaves none of it behind."""
+
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for part in [*super().get_renderables(), *([] if self.below is None else [self.below])]:
+            # A terminal echoes ^C at the end of the last line; if that wrapped, the lines could not be erased.
+            yield Trimmed(part, spare=3)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.transient = kind is not None
+        super().__exit__(kind, error, trace)
+
+
+def progress_bar(*, enabled: bool = True) -> Bar:
     """A progress bar on standard error; silent where that is no terminal."""
     target = progress_console()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
-        console=target,
-        disable=not enabled or not target.is_terminal,
-    )
+    return Bar(*_columns(), console=target, disable=not enabled or not target.is_terminal)
 
 
 class TrainingProgress:
-    """A bar with pairs/s and losses, and one line per validation (also where there is no terminal)."""
+    """A bar with pairs/s and the losses below it, and a row per validation (also where there is no terminal)."""
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
         self._bar = progress_bar(enabled=enabled)
         self._task = self._bar.add_task("train", total=None, note="")
+        self._best: float | None = None
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
@@ -49,19 +90,48 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._bar.__exit__(kind, error, trace)
 
     def step(self, step: int, steps: int, values: dict[str, float]) -> None:
-        losses = "  ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
-        note = f"{values['pairs_per_second']:,.0f} pairs/s  loss {losses}"
+        losses = {name[5:]: value for name, value in values.items() if name.startswith("loss/")}
+        below = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2, 0, 0))
+        cells = [Text(f"{name} {value:.3f}", no_wrap=True) for name, value in losses.items()]
+        below.add_row("loss", Columns(cells, padding=(0, 2, 0, 0)))
+        self._bar.below = below
+        note = f"{values['pairs_per_second']:,.0f} pairs/s"
         self._bar.update(self._task, completed=step, total=steps, note=note)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         if not self._enabled:
             return
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.endswith("/recall@100"))
-        self._bar.console.print(f"step {step}: validation {shown}", highlight=False, soft_wrap=True)
+        console, chosen = self._bar.console, values["chosen"]
+        tasks = {name.rpartition("/")[0]: value for name, value in values.items() if name.endswith(f"/{_SHOWN}")}
+        widths = name_widths(list(tasks), console.width if console.is_terminal else sys.maxsize)
+        if self._best is None:
+            names = "  ".join(_fitted(name, width) for name, width in zip(tasks, widths, strict=True))
+            self._say(f"[dim]validation: {_SHOWN} of each task; chosen: what trainer.metric says[/]")
+            self._say(f"[dim]{'step':>7}  {names}  {'chosen':>6}[/]")
+        cells = "  ".join(f"{value:>{width}.4f}" for value, width in zip(tasks.values(), widths, strict=True))
+        new_best = self._best is None or chosen > self._best
+        self._say(f"{step:>7}  {cells}  {chosen:.4f}{' best' if new_best else ''}")
+        self._best = chosen if self._best is None else max(self._best, chosen)
 
     def warning(self, step: int, text: str) -> None:
         if self._enabled:
-            self._bar.console.print(f"[yellow]step {step}: warning: {text}[/]", highlight=False, soft_wrap=True)
+            self._say(f"[yellow]step {step}: warning: {text}[/]")
+
+    def _say(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+def name_widths(names: list[str], width: int) -> list[int]:
+    """Widths of the columns of validations, such that a row fits: long names are shortened first, to 8 at least."""
+    room = width - len(f"{'':>7}  ") - len("  chosen best")
+    widths = [max(_LEAST_NAME, len(name)) for name in names]
+    while sum(widths) + 2 * (len(names) - 1) > room and max(widths, default=0) > _LEAST_NAME:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def _fitted(name: str, width: int) -> str:
+    return f"{name:>{width}}" if len(name) <= width else name[: width - 1] + "…"

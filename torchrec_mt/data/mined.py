@@ -43,17 +43,20 @@ class MinedFolder:
             UserError: nothing there, or no whole folder of mined negatives.
         """
         try:
-            return cls(path, json.loads((path / MARK).read_text()))
+            about = json.loads((path / MARK).read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"no mined negatives at '{path}': run `torchrec-mt mine RUN` and name its folder") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"'{path / MARK}' is not readable ({error}): mine again") from None
+        if not isinstance(about, dict) or not {"digest", "tasks"} <= about.keys():
+            raise UserError(f"'{path / MARK}' is not readable (no digest or tasks in it): mine again")
+        return cls(path, about)
 
     def of_task(self, dataset: PreparedDataset, task: str) -> Links:
         """The negatives of a task.
 
         Raises:
-            UserError: mined from another state of the dataset, or not for this task.
+            UserError: mined from another state of the dataset, not for this task, or a file is missing.
         """
         if self.about["digest"] != dataset.manifest.digest:
             raise UserError(
@@ -61,7 +64,10 @@ class MinedFolder:
             )
         if task not in self.about["tasks"]:
             raise UserError(f"'{self.path}' has no negatives of task '{task}' (it has: {sorted(self.about['tasks'])})")
-        return Links.open(self.path / task, "candidates")
+        try:
+            return Links.open(self.path / task, "candidates")
+        except FileNotFoundError as error:
+            raise UserError(f"'{error.filename}', a part of the mined negatives, is missing: mine again") from None
 
 
 def write_mined(

@@ -55,7 +55,7 @@ class MinedFolder:
         """The negatives of a task.
 
         Raises:
-            UserError: mined from another state of the dataset, or not for this task.
+            UserError: mined from another state of the dataset, not for this task, or a file is missing.
         """
         if self.about["digest"] != dataset.manifest.digest:
             raise UserError(

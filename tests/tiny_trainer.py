@@ -1,0 +1,61 @@
+"""A trainer on the tiny dataset in this process, for tests of the loop: a group of one rank must be there."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.tiny import TASKS, tiny_schema
+from torchrec_mt.batch import Batch
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.negatives import InBatch, NegativesConfig, Uniform
+from torchrec_mt.data.reader import Reader, ReaderConfig
+from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.models.losses.config import LossConfig
+from torchrec_mt.models.two_tower import ModelConfig
+from torchrec_mt.training.assemble import build_model
+from torchrec_mt.training.job import task_sides
+from torchrec_mt.training.objective import Objective
+from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
+
+NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))
+
+
+def tiny_batches(dataset: PreparedDataset) -> Iterator[Batch]:
+    config = ReaderConfig(batch_size=60, prefetch=0)
+    return iter(Reader(config, dataset, tiny_schema(), negatives=NEGATIVES, seed=0, rank=0, world_size=1))
+
+
+def tiny_trainer(
+    dataset: PreparedDataset,
+    run_path: Path,
+    here: Runtime,
+    *,
+    log: Callable[[int, str, Metrics], None] = lambda step, kind, values: None,
+    progress: Progress | None = None,
+    log_every: int = 1,
+) -> Trainer:
+    losses, optim = LossConfig(precision="float32"), OptimConfig(warmup_steps=2)
+    model, _ = build_model(
+        dataset.manifest,
+        tiny_schema(),
+        ModelConfig(dim=16, hidden=24, task_hidden=24),
+        ShardingConfig(),
+        losses=losses,
+        runtime=here,
+        seed=0,
+        batch_rows=200,
+        table_rate=optim.table_rate,
+    )
+    return Trainer(
+        TrainerConfig(log_every=log_every, validations=1, metric="recall@10"),
+        model,
+        Optimizers(optim, model, 20),
+        objective=Objective(task_sides(dataset.manifest, tiny_schema()), losses, NEGATIVES, here.device),
+        weights=dict.fromkeys(TASKS, 1.0),
+        runtime=here,
+        validate=lambda: {"find/recall@10": 0.5},
+        log=log,
+        run_path=run_path,
+        progress=progress,
+    )

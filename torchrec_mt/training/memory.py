@@ -74,7 +74,9 @@ class FrequencyEstimator:
     """Share of a candidate in the stream of pairs, from the gaps between its appearances (Yi et al., RecSys 2019).
 
     Gaps are counted in pairs, not steps, so that a candidate may come several times in a batch. The gap of a first
-    appearance reaches back to the start. Of several hash tables the largest gap: a collision can only shorten gaps.
+    appearance reaches back to the start. The first 1 / rate gaps are averaged plainly: the first alone, off by as much
+    as it is long, would weigh until as many have come. Of several hash tables the largest gap: a collision can only
+    shorten gaps.
     """
 
     def __init__(self, config: StreamingFrequencies, device: torch.device) -> None:
@@ -82,17 +84,18 @@ class FrequencyEstimator:
         shape = (config.hashes, config.buckets)
         self._last_HX = torch.zeros(shape, dtype=torch.int64, device=device)
         self._gap_HX = torch.full(shape, torch.inf, device=device)
+        self._copies_HX = torch.zeros(shape, device=device)
 
     def update(self, id_P: Tensor) -> None:
         """Counts the candidates of a step."""
         self._seen += len(id_P)
-        for last_X, gap_X, bucket_P in zip(self._last_HX, self._gap_HX, self._buckets(id_P), strict=True):
+        tables = zip(self._last_HX, self._gap_HX, self._copies_HX, self._buckets(id_P), strict=True)
+        for last_X, gap_X, copies_X, bucket_P in tables:
             bucket_U, copies_U = bucket_P.unique(return_counts=True)
             gap_U = (self._seen - last_X[bucket_U]) / copies_U
-            keep_U = (1 - self._config.rate) ** copies_U
-            old_U = gap_X[bucket_U]
-            mixed_U = keep_U * old_U.nan_to_num(posinf=0) + (1 - keep_U) * gap_U
-            gap_X[bucket_U] = torch.where(old_U.isinf(), gap_U, mixed_U)
+            copies_X[bucket_U] += copies_U
+            newest_U = torch.maximum(1 - (1 - self._config.rate) ** copies_U, copies_U / copies_X[bucket_U])
+            gap_X[bucket_U] = (1 - newest_U) * gap_X[bucket_U].nan_to_num(posinf=0) + newest_U * gap_U
             last_X[bucket_U] = self._seen
 
     def share(self, id_C: Tensor) -> Tensor:

@@ -106,20 +106,29 @@ def test_a_steady_stream_is_estimated_exactly() -> None:
 
 def test_first_and_later_appearances_by_hand() -> None:
     # Id 3: first in the second batch of 4 pairs, twice: 8 pairs back to the start, 4 a copy. Then one 4 pairs later,
-    # which changes nothing, then none, then one after 8: 0.9 * 4 + 0.1 * 8.
+    # which changes nothing, then none, then one after 8: the mean of 4, 4, 4, 8.
     batches = [[0, 0, 0, 0], [3, 3, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3]]
     stream = [torch.tensor(batch) for batch in batches]
     gaps = [1 / estimated(stream[:length], 4, rate=0.1)[3] for length in range(2, 6)]
-    np.testing.assert_allclose(gaps, [4, 4, 4, 4.4], rtol=1e-6)
+    np.testing.assert_allclose(gaps, [4, 4, 4, 5], rtol=1e-6)
+    # At a higher rate the newest weighs more than its part: half of 4, half of 8.
+    assert 1 / estimated(stream, 4, rate=0.5)[3] == pytest.approx(6)
     assert estimated(stream[:1], 4, rate=0.1)[3] == 0, "never seen"
 
 
 def test_several_copies_weigh_as_several_appearances() -> None:
-    # Two copies after a batch without: both have a gap of 4, so the newest weighs 1 - 0.9 ** 2.
-    stream = [torch.tensor([0, 1, 1, 1]), torch.tensor([1, 1, 1, 1]), torch.tensor([0, 0, 1, 1])]
-    assert 1 / estimated(stream, 1, rate=0.1)[0] == pytest.approx(0.81 * 4 + 0.19 * 4)
-    stream[2] = torch.tensor([0, 0, 0, 0])
-    assert 1 / estimated(stream, 1, rate=0.1)[0] == pytest.approx(0.9**4 * 4 + (1 - 0.9**4) * 2)
+    # 0 comes first among 4 pairs, then, after a batch without, four times in 8 pairs: a mean of (4 + 4 * 2) / 5.
+    stream = [torch.tensor([0, 1, 1, 1]), torch.tensor([1, 1, 1, 1]), torch.tensor([0, 0, 0, 0])]
+    assert 1 / estimated(stream, 1, rate=0.1)[0] == pytest.approx(2.4)
+    # At a rate of 0.5 four copies weigh 1 - 0.5 ** 4, more than 4 of 5.
+    assert 1 / estimated(stream, 1, rate=0.5)[0] == pytest.approx(4 / 16 + 2 * 15 / 16)
+
+
+def test_a_first_appearance_does_not_weigh_for_long() -> None:
+    """At a rate of 0.001 all 300 appearances of a product weigh alike: 6% of standard error, not one gap's 100%."""
+    share_N = np.full(40, 1 / 40)
+    error_N = estimated(skewed_stream(share_N, 20, 600), 40, rate=0.001) / share_N - 1
+    assert abs(error_N).max() < 0.24
 
 
 def test_collisions_only_overestimate_and_more_tables_help() -> None:

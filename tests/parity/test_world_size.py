@@ -238,5 +238,5 @@ def test_what_was_compared(trained: Any) -> None:
     one = results[1][0]["data_parallel"]
     weights, sums = whole_state(folder / "data_parallel-1")
     assert one["gradients"].keys() == weights.keys(), "every parameter had a gradient"
-    assert {name.split(".")[-2] for name in sums} == {"tokens", "product_id", "kind"}
+    assert {name.split(".")[-2] for name in sums} == {"table_tokens", "table_product_id", "table_kind"}
     assert np.ptp(np.array(one["losses"]), axis=0).min() > 0.1, "nothing was learned, so nothing was compared"

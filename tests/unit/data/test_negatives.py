@@ -158,7 +158,7 @@ def test_draws_repeat_by_their_generator() -> None:
         (lambda: Popularity(power=float("nan")), "power = nan"),
         (lambda: Memory(size=0), "size = 0: must be at least 1"),
         (lambda: Memory(max_age=0), "max_age = 0: must be at least 1"),
-        (lambda: Memory(warmup=-1), "warmup = -1: must be 0 or more"),
+        (lambda: Memory(warmup=-1), "warmup = -1: must be at least 0"),
         (lambda: Named(count=0), "count = 0: must be at least 1"),
         (lambda: Mined(path="a", count=0), "count = 0: must be at least 1"),
         (lambda: StreamingFrequencies(buckets=0), "buckets = 0: must be at least 1"),

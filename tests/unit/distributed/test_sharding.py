@@ -15,6 +15,7 @@ from torchrec_mt.distributed.planning import ShardingConfig, describe_plan, make
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, replicated_tables, shard
 from torchrec_mt.models.embeddings import TableSpec, embedding_collection
+from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.optim import OptimConfig, Optimizers
@@ -31,6 +32,7 @@ def who_updates_what(folder: str) -> dict[str, object]:
         tiny_schema(),
         ModelConfig(dim=16, hidden=24, task_hidden=24),
         SHARDING,
+        losses=LossConfig(),
         runtime=Runtime(0, 1, torch.device("cpu")),
         seed=0,
         batch_rows=100,
@@ -38,10 +40,10 @@ def who_updates_what(folder: str) -> dict[str, object]:
     )
     optimizers = {name: list(o.params) for name, o in Optimizers(OptimConfig(), model, 5).combined.optimizers}
     described, tables, refused = describe_plan(plan), plan.plan["embeddings.collection"], []
-    for change in ({"kind": "row_wise"}, {"tokens": "data_parallel"}, {"nobody": "row_wise"}):
+    for change in ({"table_kind": "row_wise"}, {"table_tokens": "data_parallel"}, {"table_nobody": "row_wise"}):
         [(name, kind)] = change.items()
         before = tables.get(name)
-        tables[name] = type(tables["kind"])(sharding_type=kind, compute_kernel="fused")
+        tables[name] = type(tables["table_kind"])(sharding_type=kind, compute_kernel="fused")
         with pytest.raises(ValueError, match="tables") as error:
             replicated_tables(model)
         refused.append(str(error.value))
@@ -62,8 +64,8 @@ def test_every_parameter_has_one_optimizer(tmp_path: Path) -> None:
     [result] = run_on_ranks(1, who_updates_what, str(tmp_path / "data"))
     optimizers = result["optimizers"]
     assert sorted(name for names in optimizers.values() for name in names) == sorted(result["all"])
-    assert optimizers["replicated"] == [f"{TABLES}.kind.weight"]
-    assert sorted(optimizers["tables"]) == [f"{TABLES}.product_id.weight", f"{TABLES}.tokens.weight"]
+    assert optimizers["replicated"] == [f"{TABLES}.table_kind.weight"]
+    assert sorted(optimizers["tables"]) == [f"{TABLES}.table_product_id.weight", f"{TABLES}.table_tokens.weight"]
     assert result["plan"]["embeddings.collection.kind"] == {
         "sharding_type": "data_parallel",
         "compute_kernel": "dense",
@@ -71,9 +73,9 @@ def test_every_parameter_has_one_optimizer(tmp_path: Path) -> None:
         "shards": [],
     }
     orphan, twice, unknown = result["refused"]
-    assert f"no optimizer would update, or two would: ['{TABLES}.kind.weight']" in orphan
-    assert f"no optimizer would update, or two would: ['{TABLES}.tokens.weight']" in twice
-    assert f"differ: ['{TABLES}.nobody.weight']" in unknown
+    assert f"no optimizer would update, or two would: ['{TABLES}.table_kind.weight']" in orphan
+    assert f"no optimizer would update, or two would: ['{TABLES}.table_tokens.weight']" in twice
+    assert f"differ: ['{TABLES}.table_nobody.weight']" in unknown
 
 
 class OneTable(nn.Module):
@@ -97,7 +99,7 @@ def five_updates(kind: str) -> list[list[list[float]]]:
         module, ShardingConfig(default=kind), pooling_factors={"t": [1.0]}, batch_size=6, device_type="cpu"
     )
     model = shard(module, plan, device)
-    table = model.state_dict()["collection.embedding_bags.t.weight"]
+    table = model.state_dict()["collection.embedding_bags.table_t.weight"]
     table = table.local_shards()[0].tensor if hasattr(table, "local_shards") else table
     table.copy_(torch.arange(24.0).view(6, 4) / 24)
     optimizers = Optimizers(OptimConfig(table_rate=0.1, warmup_steps=2), model, 5)

@@ -190,7 +190,7 @@ def test_what_is_not_ours_is_not_replaced(
 def test_a_broken_mark_is_told(dataset: PreparedDataset, tmp_path: Path, text: str) -> None:
     write_mined(tmp_path / "mined", dataset, some([1]), {})
     (tmp_path / "mined/mined.json").write_text(text)
-    with pytest.raises(UserError, match=r"mined\.json' is not readable .*: mine again"):
+    with pytest.raises(UserError, match=r"mined\.json' is damaged .*: mine again"):
         MinedFolder.open(tmp_path / "mined").of_task(dataset, "find")
 
 

@@ -131,7 +131,7 @@ def logged(dataset: PreparedDataset, here: Runtime, path: Path, *, collapse: boo
     with TrainingProgress() as progress:
         trainer = tiny_trainer(dataset, path, here, log=log.write, progress=progress)
         if collapse:
-            tower = next(m for name, m in trainer._model.named_modules() if name.endswith("towers.product"))
+            tower = next(m for name, m in trainer._model.named_modules() if name.endswith("towers.of_product"))
             with torch.no_grad():
                 for parameter in tower.parameters():
                     parameter.zero_()

@@ -16,7 +16,17 @@ from torchrec_mt.training.memory import CandidateMemory, Columns, FrequencyEstim
 def columns(ids: list[int]) -> Columns:
     id_C = torch.tensor(ids, dtype=torch.int64)
     number_C = id_C.float()
-    return Columns(torch.stack([number_C, -number_C], dim=1).requires_grad_(), id_C, number_C / 1000, number_C / 100)
+    vector_CD = torch.stack([number_C, -number_C], dim=1).requires_grad_()
+    return Columns(vector_CD, id_C, number_C / 1000, number_C / 100, torch.ones_like(number_C))
+
+
+def test_equal_columns_become_one_with_a_count() -> None:
+    merged = columns([7, 3, 7, 7, 5, 3]).merged()
+    assert merged.id_C.tolist() == [3, 5, 7]
+    assert merged.copies_C.tolist() == [2, 1, 3]
+    assert merged.vector_CD[:, 0].tolist() == [3, 5, 7]
+    assert merged.share_C.tolist() == pytest.approx([0.003, 0.005, 0.007])
+    assert [len(part) for part in columns([]).merged()] == [0] * 5
 
 
 def recalled(memory: CandidateMemory, step: int) -> list[int]:

@@ -66,10 +66,16 @@ def task_loss(loss: Loss, compared: Comparison, dtype: torch.dtype) -> Tensor:
             return _margin(loss, compared, dtype) / loss.margin
 
 
-def _log_candidates(compared: Comparison) -> float:
+def _log_candidates(compared: Comparison) -> Tensor | float:
     """log of how many candidates the denominator stands for."""
-    columns = len(compared.column_CD) + compared.private_BHD.shape[1] + 1
-    return math.log(max(2, compared.catalogue if compared.corrected else columns))
+    if compared.corrected:
+        return math.log(max(2, compared.catalogue))
+    return (_all_copies(compared) + compared.private_BHD.shape[1] + 1).clamp(min=2).log()
+
+
+def _all_copies(compared: Comparison) -> Tensor:
+    """How many columns there are without correction, equal ones counted apart."""
+    return (-compared.log_count_C).exp().sum()
 
 
 def _scores(compared: Comparison) -> tuple[Tensor, Tensor]:
@@ -134,7 +140,7 @@ def _bce(compared: Comparison, dtype: torch.dtype) -> Tensor:
     positive_B, private_BH = _scores(compared)
     shift = compared.bias - math.log(compared.catalogue)
     # Without correction the columns still stand for the catalogue, all alike.
-    scale = 1.0 if compared.corrected else compared.catalogue / max(1, len(compared.column_CD))
+    scale = 1.0 if compared.corrected else compared.catalogue / _all_copies(compared).clamp(min=1)
     total = weighted_pairwise(
         inverse * compared.anchor_BD,
         compared.column_CD,
@@ -170,4 +176,5 @@ def _margin(loss: MarginLoss, compared: Comparison, dtype: torch.dtype) -> Tenso
         dtype=dtype,
     )
     private_B = (weight_BH * (private_BH + shift_B[:, None]).relu()).sum(dim=1)
-    return total + weight_B @ private_B
+    # A margin knows no temperature; with a gradient of 0 it still takes part in the step, as DDP expects of a parameter.
+    return total + weight_B @ private_B + 0.0 * compared.inverse_temperature

@@ -54,7 +54,7 @@ def test_all_expressions_compile_for_spark(tmp_path: Path, told_to_spark: list[s
     }
     dataset = run(tmp_path / "time", everything(), permutation_check=True, **tables)
     assert dataset.manifest.tasks["after"].trained_as == "together"
-    assert dataset.manifest.tasks["labelled"].notes == {"named_negatives": 2}
+    assert dataset.manifest.tasks["labelled"].notes == {"named_negatives": 2, "ignored_pairs": 1}
     grouped = by_group(everything(), GroupSplit(kind="group", column=("time",)))
     run(tmp_path / "group", grouped, **tables)
     assert len(told_to_spark) > 60

@@ -18,6 +18,7 @@ from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
 
+LOSSES = LossConfig(precision="float32")
 NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))
 
 
@@ -34,8 +35,9 @@ def tiny_trainer(
     log: Callable[[int, str, Metrics], None] = lambda step, kind, values: None,
     progress: Progress | None = None,
     log_every: int = 1,
+    losses: LossConfig = LOSSES,
 ) -> Trainer:
-    losses, optim = LossConfig(precision="float32"), OptimConfig(warmup_steps=2)
+    optim = OptimConfig(warmup_steps=2)
     model, _ = build_model(
         dataset.manifest,
         tiny_schema(),

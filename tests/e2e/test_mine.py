@@ -136,7 +136,7 @@ def test_mining_again_gives_the_same_and_says_so_as_json(
 )
 def test_settings_that_make_no_sense(run: Path, capsys: pytest.CaptureFixture[str], how: list[str]) -> None:
     assert exit_code_of(lambda: mine([str(run), *how])) == 2
-    assert "needs --depth >= --per-anchor >= 1 and a --margin from -2 to 2" in said(capsys)
+    assert "needs 100000 >= --depth >= --per-anchor >= 1 and a --margin from -2 to 2" in said(capsys)
 
 
 def test_what_is_no_number(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """A damaged file of our own folders: one message that names it and the remedy, exit code 2."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from torchrec_mt.config import apply_overrides
 from torchrec_mt.errors import exit_code_of
 from torchrec_mt.evaluate import main as evaluate
 from torchrec_mt.mine import main as mine
@@ -94,7 +96,9 @@ def test_a_run(run: Path, capsys: pytest.CaptureFixture[str], name: str, damage:
 
 @pytest.mark.parametrize("override", ["model.dim=16", "dataset.tables.tokens.dim=16"])
 def test_a_model_of_another_shape(run: Path, capsys: pytest.CaptureFixture[str], override: str) -> None:
-    said = refused(lambda: evaluate([str(run), f"--set={override}"]), capsys)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(apply_overrides(config, [override])))
+    said = refused(lambda: evaluate([str(run)]), capsys)
     assert "model/best' does not load" in said
     assert "of another shape" in said
 

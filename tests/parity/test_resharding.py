@@ -12,6 +12,7 @@ from tests.tiny import tiny_schema, write_tiny
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model, save_model
@@ -30,6 +31,7 @@ def save_and_load_in_turn(folder: str) -> None:
             tiny_schema(),
             ModelConfig(dim=16, hidden=24, task_hidden=24),
             ShardingConfig(default=kind),
+            losses=LossConfig(),
             runtime=Runtime(rank, world_size, torch.device("cpu")),
             seed=turn,
             batch_rows=100,

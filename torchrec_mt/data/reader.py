@@ -153,6 +153,12 @@ class Reader:
         _check_tasks(negatives, tasks)
         self._pairs = {name: dataset.manifest.tasks[name].pairs["train"] for name in tasks}
         self.batch_sizes = batch_sizes(config.mixing, self._pairs, config.batch_size)
+        held = sum(self._pairs.values())
+        if config.batch_size * world_size > held:
+            raise UserError(
+                f"reader.batch_size = {config.batch_size:,} on {world_size} rank(s) is more than the {held:,} training "
+                "pairs of all tasks: make it smaller"
+            )
         self._candidate_entity = {name: task.candidate for name, task in tasks.items()}
         self._streams = {
             name: PairStream(

@@ -176,5 +176,5 @@ def _margin(loss: MarginLoss, compared: Comparison, dtype: torch.dtype) -> Tenso
         dtype=dtype,
     )
     private_B = (weight_BH * (private_BH + shift_B[:, None]).relu()).sum(dim=1)
-    # A margin knows no temperature; with a gradient of 0 it still takes part in the step, as DDP expects of a parameter.
+    # A margin knows no temperature; a gradient of 0 lets it take part in the step, as DDP expects of a parameter.
     return total + weight_B @ private_B + 0.0 * compared.inverse_temperature

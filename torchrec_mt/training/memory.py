@@ -6,12 +6,15 @@ Legend: P pairs of all ranks, Q vectors remembered, D width, X buckets of a hash
 """
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchrec_mt.data.negatives import Memory, StreamingFrequencies
+
+LEAST_COUNT = 1e-9
+"""A column is there, so it was to be expected; estimates may say otherwise."""
 
 
 class Columns(NamedTuple):
@@ -32,6 +35,10 @@ class Columns(NamedTuple):
         """All columns side by side."""
         return Columns(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
+    def count(self, draws: int) -> Tensor:
+        """Copies of each id expected of that many draws from the pairs and of the draws from the catalogue: count_C."""
+        return (draws * self.share_C + self.drawn_C).clamp(min=LEAST_COUNT)
+
     def merged(self) -> "Columns":
         """Columns of one id as one: a batch encodes each entity once, so they are equal.
 
@@ -43,6 +50,28 @@ class Columns(NamedTuple):
         first_U = order_C[new_C]
         copies_U = self.copies_C.new_zeros(len(first_U)).index_add_(0, new_C.cumsum(0) - 1, self.copies_C[order_C])
         return Columns(*(tensor[first_U] for tensor in self))._replace(copies_C=copies_U)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vector_CD: Tensor, factor_C: Tensor) -> Tensor:
+        ctx.save_for_backward(factor_C)
+        return vector_CD.view_as(vector_CD)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_CD: Tensor) -> tuple[Tensor, None]:
+        (factor_C,) = ctx.saved_tensors
+        return gradient_CD * factor_C[:, None], None
+
+
+def with_gradient_of_all(vector_CD: Tensor, factor_C: Tensor) -> Tensor:
+    """The same columns, their gradients times factor_C.
+
+    A memory's columns take part of the softmax but no gradient. Where k of n expected copies of a candidate are
+    remembered, the n - k fresh ones would teach its tower only (n - k) / n of what they should; a factor n / (n - k)
+    makes the expected gradient of candidates, too, that of the full softmax. Without it a large memory starves them.
+    """
+    return _ScaledGradient.apply(vector_CD, factor_C)
 
 
 class CandidateMemory:

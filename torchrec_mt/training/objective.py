@@ -21,10 +21,13 @@ from torchrec_mt.models.losses.config import LossConfig, SoftmaxLoss
 from torchrec_mt.models.losses.terms import Comparison, task_loss
 from torchrec_mt.models.losses.walk import product_dtype
 from torchrec_mt.models.two_tower import Vectors
-from torchrec_mt.training.memory import CandidateMemory, Columns, FrequencyEstimator
-
-_LEAST_COUNT = 1e-9
-"""A column is there, so it was to be expected; estimates may say otherwise."""
+from torchrec_mt.training.memory import (
+    LEAST_COUNT,
+    CandidateMemory,
+    Columns,
+    FrequencyEstimator,
+    with_gradient_of_all,
+)
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,17 @@ class Objective:
         new = Columns.joined(fresh)
         if self._negatives.mask != "none":
             new = new.merged()
+        fresh_draws = len(pair_columns.id_C) - 1 if self._in_batch[name] else 0
+        draws = fresh_draws + sum(len(held.id_C) for held in old)
+        if old:
+            new = new._replace(vector_CD=with_gradient_of_all(new.vector_CD, new.count(draws) / new.count(fresh_draws)))
         columns = Columns.joined([new, *old])
-        draws = (len(pair_columns.id_C) - 1 if self._in_batch[name] else 0) + sum(len(held.id_C) for held in old)
         if memory:
             memory.keep(step, pair_columns)
         share_B = self._share(name, pairs.candidate_id_B, pairs.share_B)
-        positive_log_count_B = (draws * share_B + world_size * pairs.drawn_B).clamp(min=_LEAST_COUNT).log()
+        positive_log_count_B = (draws * share_B + world_size * pairs.drawn_B).clamp(min=LEAST_COUNT).log()
         corrected = self._negatives.logq != "off"
-        log_count_C = (draws * columns.share_C + columns.drawn_C).clamp(min=_LEAST_COUNT).log()
-        log_copies_C = columns.copies_C.log()
+        log_count_C, log_copies_C = columns.count(draws).log(), columns.copies_C.log()
         anchor_BD = vectors.anchor[name]
         private_BHD = vectors.private.get(name, anchor_BD.new_zeros(len(anchor_BD), 0, anchor_BD.shape[1]))
         log_count_BH = anchor_BD.new_zeros(len(anchor_BD), 0) if pairs.private is None else pairs.private.log_count_BH
@@ -124,8 +129,8 @@ class Objective:
         assert pairs.backward is not None
         column_CD, id_C = gather(vectors.anchor[name]), gather(pairs.anchor_id_B)
         corrected = self._negatives.logq != "off"
-        log_count_C = ((len(id_C) - 1) * gather(pairs.backward.share_B)).clamp(min=_LEAST_COUNT).log()
-        own_log_count_B = ((len(id_C) - 1) * pairs.backward.share_B).clamp(min=_LEAST_COUNT).log()
+        log_count_C = ((len(id_C) - 1) * gather(pairs.backward.share_B)).clamp(min=LEAST_COUNT).log()
+        own_log_count_B = ((len(id_C) - 1) * pairs.backward.share_B).clamp(min=LEAST_COUNT).log()
         anchor_BD = vectors.candidate[name]
         return Comparison(
             anchor_BD=anchor_BD,

@@ -32,6 +32,9 @@ def _sources(*sources: str) -> str:
 # Each line adds one thing to the line it names, or changes one thing of the default ("+ masks").
 VARIANTS: dict[str, tuple[str, ...]] = {
     "in-batch": (_sources(IN_BATCH), *PLAIN),
+    "in-batch, masks": (_sources(IN_BATCH), 'negatives.logq="off"'),
+    "in-batch, masks, symmetric": (_sources(IN_BATCH), 'negatives.logq="off"', "loss.default={symmetric=true}"),
+    "in-batch, masks, logQ": (_sources(IN_BATCH),),
     "+ uniform": (_sources(IN_BATCH, UNIFORM), *PLAIN),
     "+ logQ": (_sources(IN_BATCH, UNIFORM), 'negatives.logq="refined"', 'negatives.mask="none"'),
     "+ masks": (_sources(IN_BATCH, UNIFORM), 'negatives.logq="refined"', 'negatives.mask="known"'),

@@ -61,7 +61,9 @@ def tiny_schema(dim: int = 16, id_dropout: float = 0.1) -> Schema:
             "find": Task(
                 anchor="query",
                 candidate="product",
-                pairs=GivenPairs(kind="given", path="clicks.parquet", anchor="q", candidate="p", negatives="shown"),
+                pairs=GivenPairs(
+                    kind="given", path="clicks.parquet", anchor="q", candidate="p", grade="g", negatives="shown"
+                ),
             ),
             "alike": Task(anchor="product", candidate="product", pairs=pairs),
             "goes_with": Task(anchor="product", candidate="product", pairs=pairs),

@@ -28,9 +28,10 @@ from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.models.losses.config import BceLoss, LossConfig, SoftmaxLoss
 from torchrec_mt.models.two_tower import ModelConfig
+from torchrec_mt.training.agreement import pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model, save_model
-from torchrec_mt.training.job import pair_rules, task_sides, validate
+from torchrec_mt.training.job import task_sides, validate
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.trainer import Trainer, TrainerConfig

@@ -143,6 +143,8 @@ class NegativesConfig:
             kinds = [source.kind for source in sources]
             require(len(kinds) > 0, key, sources, "at least one source of negatives")
             require(len(set(kinds)) == len(kinds), key, kinds, "distinct kinds")
+        counted = isinstance(self.frequencies, ManifestFrequencies)
+        require(counted or self.logq != "off", "frequencies", self.frequencies.kind, '"manifest" where logq is "off"')
 
     def of(self, task: str) -> tuple[NegativeSource, ...]:
         """The sources of a task."""

@@ -97,6 +97,9 @@ class PairMaker:
         if self._config.mask == "none":
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         own = (np.arange(len(anchor_B)), candidate_B)
+        if self._config.mask == "known" and self._rules.grades == "none" and not self._lists:
+            # The pair's own candidate is a known one, the anchor itself never: no entry stands twice.
+            return joined([self._known.of(anchor_B), *([(own[0], anchor_B)] if self._same_entity else [])])
         entries = [own, listed]
         if self._config.mask == "known":
             # With grades an anchor's other positives stay: their order is what is to be learned.
@@ -135,6 +138,14 @@ class PairMaker:
         with np.errstate(divide="ignore"):
             log_count_BH = np.where(id_BH >= 0, np.log(count_BH), np.inf).astype(np.float32)
         return np.where(id_BH >= 0, id_BH, max(int(id_BH.max(initial=0)), 0)), log_count_BH, merged(lists)
+
+
+def joined(entries: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of lists that have none in common, by owner: runs are merged, nothing is sorted anew."""
+    owner_L = np.concatenate([owner for owner, _ in entries]).astype(np.int64)
+    id_L = np.concatenate([ids for _, ids in entries]).astype(np.int64)
+    order = np.argsort(owner_L, kind="stable")
+    return owner_L[order], id_L[order]
 
 
 def merged(entries: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

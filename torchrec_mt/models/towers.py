@@ -17,6 +17,15 @@ def _zeroed(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
+def unit(x_ED: Tensor) -> Tensor:
+    """Rows of length 1.
+
+    A row of zeros (an entity whose bags are all empty, in an untrained model) stays zero and its gradient is of bounded
+    size; torch's `normalize` would multiply it by 1e12 and spoil Adam's moments for the run.
+    """
+    return x_ED * (x_ED.square().sum(dim=1, keepdim=True) + 1e-6).rsqrt()
+
+
 def in_slices(function: Callable[..., Tensor], at_once: int, *inputs: Tensor) -> Tensor:
     """`function` of the inputs' rows, `at_once` rows at a time (0: all); activations are recomputed in the backward."""
     rows = len(inputs[0])

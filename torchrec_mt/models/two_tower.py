@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from torchrec_mt.batch import Batch
 from torchrec_mt.errors import require, within
 from torchrec_mt.models.embeddings import Embeddings, TableSpec
 from torchrec_mt.models.scales import TaskScales, Temperature
-from torchrec_mt.models.towers import ByName, TaskConditioning, Tower, in_slices
+from torchrec_mt.models.towers import ByName, TaskConditioning, Tower, in_slices, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ class TwoTower(nn.Module):
 
     def anchors(self, x_BD: Tensor, task: str) -> Tensor:
         """Unit anchor vectors of a task from `encode`'s vectors."""
-        return in_slices(lambda x_RD: normalize(self.conditioning(x_RD, task), dim=1), self._rows_at_once, x_BD)
+        return in_slices(lambda x_RD: unit(self.conditioning(x_RD, task)), self._rows_at_once, x_BD)
 
     def forward(self, batch: Batch, anchors_of: Mapping[str, str] | None = None) -> Vectors:
         """Vectors of the batch's pairs; or, without pairs, of its entities.
@@ -158,17 +157,17 @@ class TwoTower(nn.Module):
                 anchor={task: self.anchors(x[entity], task) for task, entity in anchors_of.items()},
                 candidate={},
                 private={},
-                negative={entity: normalize(x_ED, dim=1) for entity, x_ED in x.items()},
+                negative={entity: unit(x_ED) for entity, x_ED in x.items()},
                 inverse_temperature={},
                 bias={},
             )
-        unit = {entity: normalize(x_ED, dim=1) for entity, x_ED in x.items()}
+        units = {entity: unit(x_ED) for entity, x_ED in x.items()}
         anchor, candidate, private = {}, {}, {}
         for task, pairs in batch.pairs.items():
             anchor_entity, candidate_entity = self._spec.tasks[task]
             anchor[task] = self.anchors(x[anchor_entity][pairs.anchor_B], task)
-            candidate[task] = unit[candidate_entity][pairs.candidate_B]
+            candidate[task] = units[candidate_entity][pairs.candidate_B]
             if pairs.private is not None:
-                private[task] = unit[candidate_entity][pairs.private.row_BH]
-        negative = {entity: unit[entity][negatives.row_M] for entity, negatives in batch.negatives.items()}
+                private[task] = units[candidate_entity][pairs.private.row_BH]
+        negative = {entity: units[entity][negatives.row_M] for entity, negatives in batch.negatives.items()}
         return Vectors(anchor, candidate, private, negative, *self.scales())

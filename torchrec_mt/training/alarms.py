@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrec_mt.batch import Batch
 from torchrec_mt.errors import UserError
 
+_ENOUGH = 8
 COLLAPSED = 0.05
 """Below this spread the vectors of a batch point almost one way. An untrained model has 0.5 and more."""
 
@@ -50,6 +51,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-def spread(vector_BD: Tensor) -> float:
-    """1 - |mean unit vector|^2: 0 where all are one, near 1 where they point every way."""
-    return 1.0 - float(vector_BD.mean(dim=0).square().sum())
+def spread(vector_BD: Tensor, id_B: Tensor) -> float:
+    """1 - |mean unit vector|^2 over distinct ids: 0 where all are one, near 1 where they point every way.
+
+    NaN for fewer than 8 distinct ids, which say nothing.
+    """
+    distinct_U, where_B = id_B.unique(return_inverse=True)
+    if len(distinct_U) < _ENOUGH:
+        return math.nan
+    vector_UD = vector_BD.new_zeros(len(distinct_U), vector_BD.shape[1]).index_copy_(0, where_B, vector_BD)
+    return 1.0 - float(vector_UD.mean(dim=0).square().sum())

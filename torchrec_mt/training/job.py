@@ -13,17 +13,17 @@ from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
 from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
-from torchrec_mt.data.task_pairs import PairRules
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
-from torchrec_mt.models.losses.config import LossConfig, SoftmaxLoss
+from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.encode import model_rankers
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, evaluate_task
 from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
+from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model
 from torchrec_mt.training.objective import Objective, TaskSides
@@ -37,25 +37,6 @@ def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
         name: TaskSides(task.candidate, manifest.entities[task.anchor].count, manifest.entities[task.candidate].count)
         for name, task in schema.trained_tasks.items()
     }
-
-
-def pair_rules(losses: LossConfig, schema: Schema) -> dict[str, PairRules]:
-    """What the losses want of their tasks' pairs.
-
-    Raises:
-        UserError: a loss for a task that is not trained.
-    """
-    for name in losses.tasks:
-        if name not in schema.trained_tasks:
-            raise UserError(f"loss.tasks names '{name}', which is no trained task: {list(schema.trained_tasks)}")
-    rules = {}
-    for name in schema.trained_tasks:
-        match losses.of(name):
-            case SoftmaxLoss(symmetric=symmetric, grades=grades):
-                rules[name] = PairRules(symmetric=symmetric, grades=grades)
-            case _:
-                rules[name] = PairRules()
-    return rules
 
 
 def validated_tasks(dataset: PreparedDataset, schema: Schema) -> list[str]:
@@ -121,6 +102,7 @@ def train(
         world_size=runtime.world_size,
     )
     steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch))
+    check_sources(negatives, schema, steps)
     model, plan = build_model(
         dataset.manifest,
         schema,

@@ -35,12 +35,14 @@ class Columns(NamedTuple):
         """All columns side by side."""
         return Columns(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def count(self, draws: int) -> Tensor:
+    def expected(self, draws: int) -> Tensor:
         """Copies of each id expected of that many draws from the pairs and of the draws from the catalogue: count_C."""
         return (draws * self.share_C + self.drawn_C).clamp(min=LEAST_COUNT)
 
     def merged(self) -> "Columns":
         """Columns of one id as one: a batch encodes each entity once, so they are equal.
+
+        (With dropout in the towers each rank has its own noise; then the first rank's vector stands for all.)
 
         Popular products stand in a batch many times: fewer products of matrices, and far fewer places to block.
         """

@@ -94,14 +94,15 @@ class Objective:
         fresh_draws = len(pair_columns.id_C) - 1 if self._in_batch[name] else 0
         draws = fresh_draws + sum(len(held.id_C) for held in old)
         if old:
-            new = new._replace(vector_CD=with_gradient_of_all(new.vector_CD, new.count(draws) / new.count(fresh_draws)))
+            factor_C = new.expected(draws) / new.expected(fresh_draws)
+            new = new._replace(vector_CD=with_gradient_of_all(new.vector_CD, factor_C))
         columns = Columns.joined([new, *old])
         if memory:
             memory.keep(step, pair_columns)
         share_B = self._share(name, pairs.candidate_id_B, pairs.share_B)
         positive_log_count_B = (draws * share_B + world_size * pairs.drawn_B).clamp(min=LEAST_COUNT).log()
         corrected = self._negatives.logq != "off"
-        log_count_C, log_copies_C = columns.count(draws).log(), columns.copies_C.log()
+        log_count_C, log_copies_C = columns.expected(draws).log(), columns.copies_C.log()
         anchor_BD = vectors.anchor[name]
         private_BHD = vectors.private.get(name, anchor_BD.new_zeros(len(anchor_BD), 0, anchor_BD.shape[1]))
         log_count_BH = anchor_BD.new_zeros(len(anchor_BD), 0) if pairs.private is None else pairs.private.log_count_BH

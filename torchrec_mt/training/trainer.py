@@ -1,5 +1,6 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -141,7 +142,10 @@ class Trainer:
         self._optimizers.step()
         self._scales.clip()
         clock.mark("optimizer")
-        self._candidates = {name: candidate_BD.detach() for name, candidate_BD in vectors.candidate.items()}
+        self._candidates = {
+            name: (candidate_BD.detach(), batch.pairs[name].candidate_id_B)
+            for name, candidate_BD in vectors.candidate.items()
+        }
         return values
 
     def run(self, batches: Iterator[Batch], steps: int) -> tuple[EarlyStop, int]:
@@ -171,7 +175,8 @@ class Trainer:
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
         phases = self.clock.read()
-        spreads = {name: spread(candidate_BD) for name, candidate_BD in self._candidates.items()}
+        spreads = {name: spread(*candidates) for name, candidates in self._candidates.items()}
+        spreads = {name: value for name, value in spreads.items() if math.isfinite(value)}  # too few say nothing
         if not self._runtime.is_main:
             return
         rate = pairs * self._runtime.world_size / (sum(phases.values()) / 1000)

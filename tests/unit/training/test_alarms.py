@@ -118,9 +118,13 @@ def test_every_bad_task_is_named(dataset: PreparedDataset, tmp_path: Path) -> No
 
 
 def test_spread_by_hand() -> None:
-    assert spread(torch.tensor([[1.0, 0.0]] * 5)) == 0.0
-    assert spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == 1.0
-    assert spread(torch.tensor([[1.0, 0.0], [0.0, 1.0]])) == 0.5
+    eight = torch.arange(8)
+    assert spread(torch.tensor([[1.0, 0.0]] * 8), eight) == 0.0
+    assert spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]] * 4), eight) == 1.0
+    assert spread(torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 4), eight) == 0.5
+    popular = torch.cat([eight, torch.zeros(92, dtype=torch.int64)])  # one product in 93 of 100 pairs is no collapse
+    assert spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]] * 4 + [[1.0, 0.0]] * 92), popular) == 1.0
+    assert math.isnan(spread(torch.ones(7, 2), torch.arange(7))), "too few to tell"
 
 
 def logged(dataset: PreparedDataset, here: Runtime, path: Path, *, collapse: bool) -> list[dict[str, float | str]]:

@@ -37,7 +37,8 @@ from torchrec_mt.models.losses.config import BceLoss, Loss, LossConfig, MarginLo
 from torchrec_mt.models.losses.terms import Comparison, task_loss
 from torchrec_mt.models.two_tower import Vectors
 from torchrec_mt.training import objective as objective_module
-from torchrec_mt.training.job import pair_rules, task_sides
+from torchrec_mt.training.agreement import pair_rules
+from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 
 INVERSE_TEMPERATURE = 5.0

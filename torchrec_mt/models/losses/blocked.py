@@ -31,11 +31,17 @@ def find_blocked(owner_L: Tensor, id_L: Tensor, column_id_C: Tensor) -> Blocked:
         column_id_C: id of each column; an id may stand in many columns.
     """
     sorted_C, order_C = column_id_C.sort(stable=True)
-    first_L = torch.searchsorted(sorted_C, id_L)
-    copies_L = torch.searchsorted(sorted_C, id_L, right=True) - first_L
+    distinct_U, copies_U = sorted_C.unique_consecutive(return_counts=True)
+    if not len(distinct_U):
+        return Blocked.nothing(column_id_C.device)
+    # Most entries stand in no column: they are dropped by the one search in the distinct ids.
+    at_L = torch.searchsorted(distinct_U, id_L).clamp(max=len(distinct_U) - 1)
+    there_L = distinct_U[at_L] == id_L
+    owner_L, at_L = owner_L[there_L], at_L[there_L]
+    copies_L, first_L = copies_U[at_L], (copies_U.cumsum(0) - copies_U)[at_L]
     ends_L = copies_L.cumsum(0)
     total = int(ends_L[-1]) if len(ends_L) else 0
-    within = torch.arange(total, device=id_L.device) - (ends_L - copies_L).repeat_interleave(copies_L)
+    within = torch.arange(total, device=at_L.device) - (ends_L - copies_L).repeat_interleave(copies_L)
     place = first_L.repeat_interleave(copies_L) + within
     return Blocked(owner_L.repeat_interleave(copies_L), order_C[place])
 

@@ -305,7 +305,7 @@ class Schema:
     tasks: dict[str, Task]
     split: TimeSplit | GroupSplit
     max_rejected_share: float = 0.01
-    """Share of a task's raw pairs that may name an unknown entity before preparation refuses the data."""
+    """Share of a task's raw rows that may name unknown entities, or lack time or group, before preparation refuses."""
 
     @property
     def trained_tasks(self) -> dict[str, Task]:

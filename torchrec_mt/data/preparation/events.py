@@ -15,12 +15,11 @@ import ibis.expr.types as ir
 from torchrec_mt.data.preparation.columns import Want, parquet_files
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.entities import EntityTable
+from torchrec_mt.data.preparation.rejected import NO_GROUP, NO_SPLIT_GROUP, NO_TIME, check_rejected
 from torchrec_mt.data.preparation.roles import role_columns
 from torchrec_mt.data.preparation.sources import Source
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import GivenPairs, GroupPairs, GroupSplit, Schema, Task, TimeSplit
-
-_UNKNOWN = ("unknown anchor", "unknown candidate", "unknown item")
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,10 @@ def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, E
         # On the cached table: DuckDB 2.0 skips Parquet row groups by their statistics, which know no NaN.
         _check_values(engine, keyed, task.pairs, source)
     counts = engine.arrow(keyed.group_by("reason").agg(n=keyed.count()).order_by("reason")).to_pylist()
-    rejected = {row["reason"]: row["n"] for row in counts if row["reason"] != ""}
-    _check_unknown(engine, keyed, rejected, sum(row["n"] for row in counts), schema, source)
+    found = {row["reason"]: row["n"] for row in counts}
+    named = {end: (column, entities[entity]) for end, (column, entity) in ends.items()}
+    check_rejected(engine, keyed, found, schema.max_rejected_share, source, named, _null_columns(task, split_columns))
+    rejected = {reason: n for reason, n in found.items() if reason != ""}
     spent = ("reason", *ends, *({"label"} & set(keyed.columns)))
     kept = keyed.filter(keyed.reason == "").drop(*spent).rename({end: f"{end}_key" for end in ends})
     return Events(kept, rejected)
@@ -80,6 +81,13 @@ def _split_columns(task: Task, schema: Schema) -> tuple[str, ...]:
         return (str(task.pairs.time),)
     own = task.pairs.group if isinstance(task.pairs, GivenPairs) else ()
     return own or schema.split.column
+
+
+def _null_columns(task: Task, split_columns: tuple[str, ...]) -> dict[str, str]:
+    """Reason -> the columns that are null in such rows, for messages."""
+    group = task.pairs.group if isinstance(task.pairs, GroupPairs) else ()
+    columns = {NO_TIME: split_columns, NO_SPLIT_GROUP: split_columns, NO_GROUP: group}
+    return {reason: "column " + " or ".join(f"'{name}'" for name in names) for reason, names in columns.items()}
 
 
 def _wanted(task: Task, split_columns: tuple[str, ...], schema: Schema) -> dict[str, Want]:
@@ -152,28 +160,11 @@ def _reason(keyed: ir.Table, task: Task, ends: tuple[str, ...], schema: Schema) 
             if task.anchor == task.candidate:
                 cases.append((keyed.anchor_key == keyed.candidate_key, "anchor is candidate"))
         case GroupPairs() as groups:
-            cases += [(keyed[f"group_{i}"].isnull(), "no group") for i in range(len(groups.group))]
+            cases += [(keyed[f"group_{i}"].isnull(), NO_GROUP) for i in range(len(groups.group))]
             if groups.order is not None:
                 cases.append((keyed.place.isnull(), "no order"))
     if isinstance(schema.split, TimeSplit):
-        cases.append((keyed.moment.isnull(), "no time"))
+        cases.append((keyed.moment.isnull(), NO_TIME))
     else:
-        cases.append((keyed.hash.isnull(), "no split group"))
+        cases.append((keyed.hash.isnull(), NO_SPLIT_GROUP))
     return ibis.cases(*cases, else_="")
-
-
-def _check_unknown(
-    engine: Engine, keyed: ir.Table, rejected: dict[str, int], rows: int, schema: Schema, source: Source
-) -> None:
-    unknown = sum(rejected.get(reason, 0) for reason in _UNKNOWN)
-    if unknown <= schema.max_rejected_share * rows:
-        return
-    examples = []
-    for reason in (reason for reason in _UNKNOWN if reason in rejected):
-        end = reason.removeprefix("unknown ")
-        ids = keyed.filter(keyed.reason == reason).select(id=keyed[end]).distinct().order_by("id").limit(3)
-        examples.append(f"{reason} " + ", ".join(f"'{value}'" for value in engine.arrow(ids)["id"].to_pylist()))
-    raise UserError(
-        f"{source.key}: {unknown} of {rows} rows of '{source.path}' name an unknown entity ({'; '.join(examples)}), "
-        f"more than max_rejected_share = {schema.max_rejected_share} allows; add the entities or raise the share"
-    )

@@ -116,7 +116,7 @@ class NumberFeature:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorFeature:
-    """A dense vector made elsewhere (a list-of-float column of exactly `dim` numbers)."""
+    """A dense vector made elsewhere (a list-of-float column of exactly `dim` numbers); null becomes zeros."""
 
     kind: Literal["vector"]
     column: str

@@ -59,6 +59,8 @@ class FeatureInfo:
     """Mean number of lookups per entity (the planner's pooling factor)."""
     truncated: int = 0
     """Entities whose bag was cut to the longest allowed."""
+    missing: int = 0
+    """Entities without a vector: they have zeros."""
 
 
 @dataclass(frozen=True, kw_only=True)

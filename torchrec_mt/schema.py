@@ -116,7 +116,7 @@ class NumberFeature:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorFeature:
-    """A dense vector made elsewhere (a list-of-float column of exactly `dim` numbers)."""
+    """A dense vector made elsewhere (a list-of-float column of exactly `dim` numbers); null becomes zeros."""
 
     kind: Literal["vector"]
     column: str
@@ -158,7 +158,8 @@ class GivenPairs:
             the anchor; "ignore": never trained, never a negative. Other labels' pairs are left out.
         negatives: list column of candidate ids that were shown and not chosen with the row; null or empty: none. Only
             the training part's rows count, and nothing positive or ignored there becomes a negative of the anchor.
-        time: column to split by time with; group: column(s) to split by hash with.
+        time: column to split by time with; group: column(s) to split by hash with. Both may be missing where the task
+            is only evaluated (`trained_as`): all its pairs are tested then.
     """
 
     kind: Literal["given"]
@@ -195,7 +196,9 @@ class GroupPairs:
 
     Args:
         group: column(s) that make a group; item: id column of the entity (anchor and candidate are the same entity).
-        time: column to split by time with. order: column that orders a group's items (needed by "forward").
+        time: column to split by time with. split_group: column(s) to split by hash with, where they are not the
+            split's; without them a source that has none of the split's columns is split by its own `group`.
+        order: column that orders a group's items (needed by "forward").
         direction: "both" gives (a, b) and (b, a); "forward" only (earlier, later).
         min_support: groups that hold the pair, at least. min_lift: size-adjusted lift, at least.
         max_group_size: larger groups are left out (and counted in the manifest).
@@ -208,6 +211,7 @@ class GroupPairs:
     group: tuple[str, ...]
     item: str
     time: str | None = None
+    split_group: tuple[str, ...] = ()
     order: str | None = None
     direction: Literal["both", "forward"] = "both"
     min_support: int = 1
@@ -305,7 +309,7 @@ class Schema:
     tasks: dict[str, Task]
     split: TimeSplit | GroupSplit
     max_rejected_share: float = 0.01
-    """Share of a task's raw pairs that may name an unknown entity before preparation refuses the data."""
+    """Share of a task's raw rows that may name unknown entities, or lack time or group, before preparation refuses."""
 
     @property
     def trained_tasks(self) -> dict[str, Task]:

@@ -52,3 +52,14 @@ def test_a_slash_at_the_end_and_a_mended_file(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert prepare(command) == 0
     assert f"prepared anew: '{spoilt}' had 4 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("source", ["synthetic_shop", "files"])
+def test_a_path_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
+    assert prepare([*FILES, f"--set=dataset.path={tmp_path}/shop", "--set=dataset.source.events=5000"]) == 0
+    files = [f"dataset.source={{kind='files', root='{tmp_path}/shop.raw'}}"] if source == "files" else []
+    capsys.readouterr()
+    said = refused(capsys, "dataset.path=/proc/none/shop", "dataset.source.events=5000", *files)
+    assert "dataset.path" in said
+    assert "/proc/none/shop" in said

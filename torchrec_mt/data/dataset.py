@@ -59,6 +59,8 @@ class FeatureInfo:
     """Mean number of lookups per entity (the planner's pooling factor)."""
     truncated: int = 0
     """Entities whose bag was cut to the longest allowed."""
+    missing: int = 0
+    """Entities without a vector: they have zeros."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ class TaskInfo:
         pairs, anchors: per split, pairs and distinct anchors.
         rejected: raw pairs left out, by reason ("unknown anchor", "unknown candidate", "group too large", ...).
         notes: what else a reader should know ("real_pairs" and "permuted_pairs" of the permutation check,
+            "split" where the task is not split by the columns that the split or the task names,
             "named_negatives" and "ignored_pairs" where the task can have some, "unknown_in_negatives",
             "unknown_in_truth").
     """

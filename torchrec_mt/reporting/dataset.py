@@ -44,10 +44,12 @@ def _titled(title: str, table: Table, *remarks: RenderableType) -> RenderableTyp
 
 
 def _entities(manifest: Mapping[str, Any]) -> RenderableType | None:
-    table = _table("entity", "count", "cold", "features", "cut texts")
+    table = _table("entity", "count", "cold", "features", "cut texts", "no vector")
     for name, entity in manifest["entities"].items():
         cut = sum(feature["truncated"] for feature in entity["features"].values())
-        table.add_row(name, f"{entity['count']:,}", f"{entity['cold']:,}", str(len(entity["features"])), f"{cut:,}")
+        without = sum(feature.get("missing", 0) for feature in entity["features"].values())
+        numbers = [entity["count"], entity["cold"], len(entity["features"]), cut, without]
+        table.add_row(name, *(f"{number:,}" for number in numbers))
     return _titled("entities", table)
 
 

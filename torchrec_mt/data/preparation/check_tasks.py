@@ -30,7 +30,12 @@ def check_task(name: str, task: Task, schema: Schema) -> None:
         same_ends = other is not None and (other.anchor, other.candidate) == (task.anchor, task.candidate)
         require(same_ends, f"{key}.trained_as", f"'{task.trained_as}' has another anchor or candidate entity")
     if isinstance(schema.split, TimeSplit):
-        require(task.pairs.time, f"{key}.pairs.time", "the split is by time: name the column that holds it")
+        require(
+            task.pairs.time or task.trained_as,
+            f"{key}.pairs.time",
+            "the split is by time: name the column that holds it (only a task with `trained_as` may leave it out: "
+            "all its pairs are tested then)",
+        )
     else:
         require(
             task.pairs.time is None,
@@ -111,6 +116,11 @@ def _check_groups(key: str, name: str, task: Task, groups: GroupPairs, schema: S
         f"group pairs need one entity at both ends, not anchor '{task.anchor}' and candidate '{task.candidate}'",
     )
     require(groups.group, f"{key}.group", "name at least one column")
+    require(
+        not groups.split_group or isinstance(schema.split, GroupSplit),
+        f"{key}.split_group",
+        f"{list(groups.split_group)} has no effect: the split is by time; remove it or split by group",
+    )
     require(
         groups.direction == "both" or groups.order,
         f"{key}.order",

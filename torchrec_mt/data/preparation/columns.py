@@ -36,6 +36,17 @@ def parquet_files(source: Source, columns: Mapping[str, Want], scratch: Path) ->
     return files
 
 
+def column_names(source: Source) -> list[str]:
+    """Columns of a source's first file; none if it cannot be read, which `parquet_files` explains."""
+    try:
+        if source.kind == "csv":
+            with pa.csv.open_csv(source.files[0]) as reader:
+                return reader.schema.names
+        return pq.read_schema(source.files[0]).names
+    except (pa.ArrowException, OSError):
+        return []
+
+
 def _read_schema(source: Source, file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)

@@ -40,28 +40,32 @@ def _refuse(key: str, column: str, bad: np.ndarray, raw: np.ndarray, ids: pa.Chu
         )
 
 
-def vectors(key: str, values: pa.ChunkedArray, ids: pa.Array, feature: VectorFeature) -> pa.Array:
-    """list<float32> of exactly `dim` finite numbers per row.
+def vectors(key: str, values: pa.ChunkedArray, ids: pa.Array, feature: VectorFeature) -> tuple[pa.ListArray, int]:
+    """list<float32> of exactly `dim` finite numbers per row, and how many rows are null: those become zeros.
 
     Raises:
-        UserError: a null, a vector of another length, or a number in it that is null, NaN or infinite.
+        UserError: a vector of another length, or a number in it that is null, NaN or infinite.
     """
     array = values.combine_chunks()
     array = array.cast(pa.list_(array.type.value_type))
-    lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
+    missing = array.is_null().to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(array).fill_null(feature.dim).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(lengths != feature.dim)
     where = f"{key}: column '{feature.column}' of entity"
     if len(wrong):
         first = int(wrong[0])
-        found = "null" if lengths[first] < 0 else f"{lengths[first]} numbers"
+        found = f"{lengths[first]} numbers"
         raise UserError(f"{where} '{ids[first].as_py()}' is {found}, but dim = {feature.dim} ({len(wrong)} such rows)")
     given = array.flatten()
     numbers = given.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
-        found, row = given[int(bad[0])].as_py(), int(bad[0]) // feature.dim
+        found, row = given[int(bad[0])].as_py(), int(np.flatnonzero(~missing)[int(bad[0]) // feature.dim])
         raise UserError(
             f"{where} '{ids[row].as_py()}' holds {'null' if found is None else found}; "
             f"a vector holds finite numbers only (of float32)"
         )
-    return pa.ListArray.from_arrays(pa.array(np.arange(len(array) + 1) * feature.dim, pa.int32()), pa.array(numbers))
+    filled = np.zeros((len(array), feature.dim), np.float32)
+    filled[~missing] = numbers.reshape(-1, feature.dim)
+    offsets = pa.array(np.arange(len(array) + 1) * feature.dim, pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(filled.reshape(-1))), int(missing.sum())

@@ -1,5 +1,6 @@
 """Writes one entity: every feature encoded, a row group of entities at a time, then the flat arrays of the store."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -43,6 +44,7 @@ def write_entity(
     target = dataset.entity_path(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     writer: pq.ParquetWriter | None = None
+    missing: Counter[str] = Counter()
     try:
         for start in range(0, len(counts), ROW_GROUP):
             here = slice(start, min(start + ROW_GROUP, len(counts)))
@@ -54,7 +56,8 @@ def write_entity(
                         block[feature_name] = pa.array(numbers[feature_name][here])
                     case VectorFeature():
                         key, values = f"entities.{name}.features.{feature_name}", raw[f"f:{feature_name}"]
-                        block[feature_name] = vectors(key, values, block["id"], feature)
+                        block[feature_name], without = vectors(key, values, block["id"], feature)
+                        missing[feature_name] += without
                     case _:
                         block |= _bag_columns(feature_name, readers[feature_name], raw, here)
             block["train_count"] = counts["train_count"][here].combine_chunks().cast(pa.int64())
@@ -66,7 +69,7 @@ def write_entity(
             writer.close()
     for feature_name, feature in entity.features.items():
         if isinstance(feature, VectorFeature):
-            infos[feature_name] = FeatureInfo(kind="vector", width=feature.dim)
+            infos[feature_name] = FeatureInfo(kind="vector", width=feature.dim, missing=missing[feature_name])
         elif not isinstance(feature, NumberFeature):
             infos[feature_name] = _sparse_info(feature, readers[feature_name], len(counts))
     cold = pc.sum(pc.equal(counts["train_count"], 0)).as_py() or 0

@@ -75,6 +75,9 @@ def load_entity(engine: Engine, name: str, entity: Entity, source: Source, compa
         match feature:
             case CategoryFeature():
                 columns[f"f:{feature_name}"] = raw[feature.column].cast("string")
+            case CategoriesFeature(separator=None):
+                # Before anything else: a list without any entry in all the table is of no type.
+                columns[f"f:{feature_name}"] = raw[feature.column].cast("array<string>")
             case CategoriesFeature() | VectorFeature():
                 columns[f"f:{feature_name}"] = raw[feature.column]
             case NumberFeature():

@@ -4,10 +4,10 @@ Tables of this step have the columns
     given pairs   anchor, candidate (keys), weight, grade (float64), role (see roles.py), the split column, and where
                   the source names negatives `shown` (a list of ids)
     group events  group_0.. (strings), item (key), place (what orders a group, or nothing), and the split column
-where the split column is `moment` (split by time) or `hash` (split by group).
+where the split column is `moment` (split by time) or `hash` (split by group), or missing: then all rows are tested.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ibis
 import ibis.expr.types as ir
@@ -15,20 +15,21 @@ import ibis.expr.types as ir
 from torchrec_mt.data.preparation.columns import Want, parquet_files
 from torchrec_mt.data.preparation.engine import Engine
 from torchrec_mt.data.preparation.entities import EntityTable
+from torchrec_mt.data.preparation.rejected import NO_GROUP, NO_SPLIT_GROUP, NO_TIME, check_rejected
 from torchrec_mt.data.preparation.roles import role_columns
 from torchrec_mt.data.preparation.sources import Source
+from torchrec_mt.data.preparation.split_by import split_by
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import GivenPairs, GroupPairs, GroupSplit, Schema, Task, TimeSplit
-
-_UNKNOWN = ("unknown anchor", "unknown candidate", "unknown item")
 
 
 @dataclass(frozen=True)
 class Events:
-    """Usable rows of one task's pair source, and how many rows were left out, by reason."""
+    """Usable rows of one task's pair source, how many rows were left out, by reason, and notes for the manifest."""
 
     table: ir.Table
     rejected: dict[str, int]
+    notes: dict[str, float | str] = field(default_factory=dict)
 
 
 def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, EntityTable], source: Source) -> Events:
@@ -39,10 +40,11 @@ def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, E
     """
     task = schema.tasks[name]
     ends = _ends(task)
-    split_columns = _split_columns(task, schema)
+    by = split_by(task, schema, source)
+    split_columns = by.columns
     raw = engine.read(parquet_files(source, _wanted(task, split_columns, schema), engine.scratch), source)
     columns = {end: raw[column].cast("string") for end, (column, _) in ends.items()} | _values(raw, task)
-    match schema.split:
+    match schema.split if split_columns else None:
         case TimeSplit():
             columns["moment"] = _moment(raw[split_columns[0]])
         case GroupSplit() as split:
@@ -54,16 +56,19 @@ def load_events(engine: Engine, name: str, schema: Schema, entities: dict[str, E
     for end, (_, entity) in ends.items():
         keys = entities[entity].table.select(**{f"{end}_id": "id", f"{end}_key": "key"})
         keyed = keyed.left_join(keys, keyed[end] == keys[f"{end}_id"]).drop(f"{end}_id")
-    keyed = engine.cache(keyed.mutate(reason=_reason(keyed, task, tuple(ends), schema)), source)
+    keyed = engine.cache(keyed.mutate(reason=_reason(keyed, task, tuple(ends))), source)
     if isinstance(task.pairs, GivenPairs):
         # On the cached table: DuckDB 2.0 skips Parquet row groups by their statistics, which know no NaN.
         _check_values(engine, keyed, task.pairs, source)
     counts = engine.arrow(keyed.group_by("reason").agg(n=keyed.count()).order_by("reason")).to_pylist()
-    rejected = {row["reason"]: row["n"] for row in counts if row["reason"] != ""}
-    _check_unknown(engine, keyed, rejected, sum(row["n"] for row in counts), schema, source)
+    found = {row["reason"]: row["n"] for row in counts}
+    named = {end: (column, entities[entity]) for end, (column, entity) in ends.items()}
+    check_rejected(engine, keyed, found, schema.max_rejected_share, source, named, _null_columns(task, split_columns))
+    rejected = {reason: n for reason, n in found.items() if reason != ""}
     spent = ("reason", *ends, *({"label"} & set(keyed.columns)))
     kept = keyed.filter(keyed.reason == "").drop(*spent).rename({end: f"{end}_key" for end in ends})
-    return Events(kept, rejected)
+    note = by.note if split_columns else "none: all pairs are in the test part"
+    return Events(kept, rejected, {"split": note} if note else {})
 
 
 def _ends(task: Task) -> dict[str, tuple[str, str]]:
@@ -75,11 +80,11 @@ def _ends(task: Task) -> dict[str, tuple[str, str]]:
             return {"item": (groups.item, task.anchor)}
 
 
-def _split_columns(task: Task, schema: Schema) -> tuple[str, ...]:
-    if isinstance(schema.split, TimeSplit):
-        return (str(task.pairs.time),)
-    own = task.pairs.group if isinstance(task.pairs, GivenPairs) else ()
-    return own or schema.split.column
+def _null_columns(task: Task, split_columns: tuple[str, ...]) -> dict[str, str]:
+    """Reason -> the columns that are null in such rows, for messages."""
+    group = task.pairs.group if isinstance(task.pairs, GroupPairs) else ()
+    columns = {NO_TIME: split_columns, NO_SPLIT_GROUP: split_columns, NO_GROUP: group}
+    return {reason: "column " + " or ".join(f"'{name}'" for name in names) for reason, names in columns.items()}
 
 
 def _wanted(task: Task, split_columns: tuple[str, ...], schema: Schema) -> dict[str, Want]:
@@ -139,7 +144,7 @@ def _check_values(engine: Engine, keyed: ir.Table, given: GivenPairs, source: So
             )
 
 
-def _reason(keyed: ir.Table, task: Task, ends: tuple[str, ...], schema: Schema) -> ir.StringValue:
+def _reason(keyed: ir.Table, task: Task, ends: tuple[str, ...]) -> ir.StringValue:
     """Why a row cannot be used; empty if it can."""
     cases = [(keyed[end].isnull(), f"no {end}") for end in ends]
     cases += [(keyed[f"{end}_key"].isnull(), f"unknown {end}") for end in ends]
@@ -152,28 +157,11 @@ def _reason(keyed: ir.Table, task: Task, ends: tuple[str, ...], schema: Schema) 
             if task.anchor == task.candidate:
                 cases.append((keyed.anchor_key == keyed.candidate_key, "anchor is candidate"))
         case GroupPairs() as groups:
-            cases += [(keyed[f"group_{i}"].isnull(), "no group") for i in range(len(groups.group))]
+            cases += [(keyed[f"group_{i}"].isnull(), NO_GROUP) for i in range(len(groups.group))]
             if groups.order is not None:
                 cases.append((keyed.place.isnull(), "no order"))
-    if isinstance(schema.split, TimeSplit):
-        cases.append((keyed.moment.isnull(), "no time"))
-    else:
-        cases.append((keyed.hash.isnull(), "no split group"))
+    if "moment" in keyed.columns:
+        cases.append((keyed.moment.isnull(), NO_TIME))
+    elif "hash" in keyed.columns:
+        cases.append((keyed.hash.isnull(), NO_SPLIT_GROUP))
     return ibis.cases(*cases, else_="")
-
-
-def _check_unknown(
-    engine: Engine, keyed: ir.Table, rejected: dict[str, int], rows: int, schema: Schema, source: Source
-) -> None:
-    unknown = sum(rejected.get(reason, 0) for reason in _UNKNOWN)
-    if unknown <= schema.max_rejected_share * rows:
-        return
-    examples = []
-    for reason in (reason for reason in _UNKNOWN if reason in rejected):
-        end = reason.removeprefix("unknown ")
-        ids = keyed.filter(keyed.reason == reason).select(id=keyed[end]).distinct().order_by("id").limit(3)
-        examples.append(f"{reason} " + ", ".join(f"'{value}'" for value in engine.arrow(ids)["id"].to_pylist()))
-    raise UserError(
-        f"{source.key}: {unknown} of {rows} rows of '{source.path}' name an unknown entity ({'; '.join(examples)}), "
-        f"more than max_rejected_share = {schema.max_rejected_share} allows; add the entities or raise the share"
-    )

@@ -28,8 +28,7 @@ def partial_folder(output: Path) -> Iterator[Path]:
     """
     folder = output.parent / f"{_prefix(output)}{uuid.uuid4().hex[:12]}"
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
+        _make(folder, output)
         lock = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,14 +44,26 @@ def partial_folder(output: Path) -> Iterator[Path]:
         raise explained from error
 
 
+def _make(folder: Path, output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        raise _explained(error, output) or UserError(
+            f"dataset.path = '{output}' cannot be made ({error}): choose another folder"
+        ) from error
+
+
 def _explained(error: OSError, output: Path) -> UserError | None:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return UserError(f"no room on the disk for '{output}' ({error}): free some or choose another output folder")
+            return UserError(
+                f"no room on the disk for dataset.path = '{output}' ({error}): free some or choose another folder"
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return UserError(f"no right to write '{output}' ({error}): choose another output folder")
+            return UserError(f"no right to write dataset.path = '{output}' ({error}): choose another output folder")
         case errno.ENOTDIR | errno.EEXIST:
-            return UserError(f"'{output}' cannot be a folder ({error}): choose another output folder")
+            return UserError(f"dataset.path = '{output}' cannot be a folder ({error}): choose another output folder")
     return None
 
 

@@ -69,6 +69,7 @@ def make_pairs(
                 pairs = _derived(engine, divided, rule, entities[task.anchor].table, permutation_check)
                 pairs = TaskPairs(pairs.table, events[name].rejected | pairs.rejected, pairs.notes)
                 pairs = _minus(engine, pairs, rule, made)
+        pairs.notes.update(events[name].notes)
         if task.trained_as is None:
             _check_training(engine, name, task, pairs)
         made[name] = pairs

@@ -32,6 +32,7 @@ def find_cut(engine: Engine, schema: Schema, events: Mapping[str, Events]) -> Ti
     """
     if not isinstance(schema.split, TimeSplit):
         return None
+    events = {name: task for name, task in events.items() if "moment" in task.table.columns}
     families = {name: _family(task.table.moment) for name, task in events.items()}
     if len(set(families.values())) > 1:
         shown = ", ".join(f"'{name}': {family}" for name, family in families.items())
@@ -93,7 +94,9 @@ def _parse(key: str, value: str | float, family: str) -> Moment:
 
 
 def with_part(table: ir.Table, schema: Schema, cut: TimeCut | None) -> ir.Table:
-    """Replaces the split column by `part`: 0 train, 1 valid, 2 test."""
+    """Replaces the split column by `part`: 0 train, 1 valid, 2 test; without such a column every row is tested."""
+    if not {"moment", "hash"} & set(table.columns):
+        return table.mutate(part=ibis.literal(2, "int8"))
     if cut is not None:
         before_valid, before_test = (_before(table.moment, moment) for moment in (cut.valid_from, cut.test_from))
         return table.mutate(part=ibis.cases((before_valid, 0), (before_test, 1), else_=2)).drop("moment")

@@ -79,7 +79,10 @@ def write_tables(folder: Path, made_from: Mapping[str, object], make: Callable[[
     if _holds(folder, wanted):
         return
     tables = make()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"dataset.path: '{folder}' cannot be made ({error}): choose another folder") from error
     _mark(folder, {"whole": False})
     sizes = {name: _write(folder / f"{name}.parquet", parts) for name, parts in tables}
     _mark(folder, {"whole": True, "made_from": wanted, "sizes": sizes})

@@ -12,23 +12,25 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.bench_step import Ours, timed
-from tests.benchmarks.dataset import DIM, ROWS, TOKENS_PER_BAG, write_bench_dataset
+from tests.benchmarks.dataset import DIM, ROWS, write_bench_dataset
+from tests.benchmarks.plain import plain_batches
 from torchrec_mt.distributed.runtime import RuntimeConfig, runtime
 
 BATCH_SIZE, STEPS, ROUNDS = 4096, 16, 3
 
 
-def theirs(python: str) -> dict[str, float]:
-    """Seconds per step of TFRS, in its own environment."""
+def theirs(python: str, batches: Path) -> dict[str, float]:
+    """Seconds per step of TFRS, in its own environment, on the same ready batches as plain PyTorch gets."""
     settings = {
+        "batches": str(batches),
         "rows": ROWS,
         "dim": DIM,
         "hidden": 128,
-        "tokens": TOKENS_PER_BAG,
         "batch_size": BATCH_SIZE,
         "steps": STEPS,
         "rounds": 3,
@@ -46,13 +48,16 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"ours, float32": [], "ours, auto": [], "TFRS": []}
     with tempfile.TemporaryDirectory() as folder, runtime(RuntimeConfig()) as here:
         dataset = write_bench_dataset(Path(folder))
+        ready = plain_batches(dataset, BATCH_SIZE, STEPS)
+        stacked = {name: np.stack([batch[name].numpy() for batch in ready]) for name in ready[0]}
+        np.savez(Path(folder) / "batches.npz", **{n: x if "words" in n else x[..., 0] for n, x in stacked.items()})
         ours = {name: Ours(dataset, BATCH_SIZE, name, here) for name in ("float32", "auto")}
         for system in ours.values():
             timed(system.step, 3)
         for _ in range(ROUNDS):
             for name, system in ours.items():
                 seconds[f"ours, {name}"].append(timed(system.step, STEPS))
-            found = theirs(python)
+            found = theirs(python, Path(folder) / "batches.npz")
             seconds["TFRS"].append(found["seconds"])
         for system in ours.values():
             system.close()

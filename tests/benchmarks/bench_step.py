@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.dataset import ROWS, bench_schema, write_bench_dataset
-from tests.benchmarks.plain import PlainTraining, plain_batch
+from tests.benchmarks.plain import PlainTraining, plain_batches
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import InBatch, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
@@ -107,8 +106,8 @@ def timed(step: Callable[[], Any], steps: int) -> float:
 
 def measure(dataset: PreparedDataset, batch_size: int, here: Any) -> dict[str, dict[str, Any]]:
     """Pairs per second, peak memory of a step and time by phase of each system at one batch size."""
-    rng, steps = np.random.default_rng(1), max(4, PAIRS_PER_ROUND // batch_size)
-    ready = [plain_batch(rng, batch_size, ROWS) for _ in range(steps)]
+    steps = max(4, PAIRS_PER_ROUND // batch_size)
+    ready = plain_batches(dataset, batch_size, steps)
     plain = PlainTraining(ROWS)
     ours = {name: Ours(dataset, batch_size, name, here) for name in ("float32", "auto")}
     position = iter(range(1 << 30))
@@ -146,6 +145,12 @@ def show(results: dict[int, dict[str, dict[str, Any]]]) -> None:
     Console(width=160).print(table)
 
 
+def distinct(dataset: PreparedDataset, batch_size: int) -> float:
+    """Distinct products in a batch, as a share of its pairs: what encoding each once can save."""
+    ready = plain_batches(dataset, batch_size, 4)
+    return statistics.mean(len(batch["product_id"].unique()) / batch_size for batch in ready)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, runtime(RuntimeConfig()) as here:
         dataset = write_bench_dataset(Path(folder))
@@ -154,7 +159,8 @@ def main() -> None:
             results[batch_size] = measure(dataset, batch_size, here)
             gc.collect()
         show(results)
-        print(json.dumps(ratios(results, here.device)))
+        share = {f"distinct_products_{size}": round(distinct(dataset, size), 3) for size in SIZES}
+        print(json.dumps(ratios(results, here.device) | share))
 
 
 def ratios(results: dict[int, dict[str, dict[str, Any]]], device: torch.device) -> dict[str, Any]:

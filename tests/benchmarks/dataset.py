@@ -79,8 +79,7 @@ def write_bench_dataset(path: Path, *, pairs: int = 1_000_000, rows: int = ROWS)
     for name, info in infos.items():
         for feature, declared in info.features.items():
             _write_bags(path / "store" / name, feature, int(declared.mean_bag), rows, rng, own=feature == "id")
-    anchors = rng.integers(0, rows, pairs)
-    candidates = np.minimum(rng.zipf(1.2, pairs) - 1, rows - 1)
+    anchors, candidates = rng.integers(0, rows, pairs), popular(rng, pairs, rows)
     _write_pairs(path, anchors, candidates, rows)
     manifest = Manifest(
         name="bench",
@@ -103,6 +102,12 @@ def write_bench_dataset(path: Path, *, pairs: int = 1_000_000, rows: int = ROWS)
     )
     (path / MANIFEST).write_text(manifest_to_json(manifest))
     return PreparedDataset.open(path)
+
+
+def popular(rng: np.random.Generator, count: int, rows: int) -> np.ndarray:
+    """Products drawn by Zipf's law: the n-th most popular 1 / n as often as the first."""
+    edges = np.cumsum(1.0 / np.arange(1, rows + 1))
+    return np.searchsorted(edges, rng.random(count) * edges[-1])
 
 
 def _sparse(kind: str, table: str, bag: float) -> FeatureInfo:

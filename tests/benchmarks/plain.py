@@ -5,11 +5,13 @@ program does, and scores the batch by one matrix product.
 """
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from tests.benchmarks.dataset import DIM, TOKENS_PER_BAG
+from tests.benchmarks.dataset import DIM, ROWS
+from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.models.towers import TaskConditioning, Tower
 
 
@@ -67,14 +69,22 @@ class PlainTraining:
         return loss.item()
 
 
-def plain_batch(rng: np.random.Generator, batch_size: int, rows: int) -> dict[str, Tensor]:
-    """A ready batch drawn as the benchmark's dataset is."""
-    product = np.minimum(rng.zipf(1.2, batch_size) - 1, rows - 1)
-    draws = {
-        "query_id": rng.integers(0, rows, (batch_size, 1)),
-        "query_words": rng.integers(0, rows, (batch_size, TOKENS_PER_BAG)),
-        "product_id": product[:, None],
-        "product_words": rng.integers(0, rows, (batch_size, TOKENS_PER_BAG)),
-        "brand": rng.integers(0, rows, (batch_size, 1)),
+def plain_batches(dataset: PreparedDataset, batch_size: int, count: int) -> list[dict[str, Tensor]]:
+    """Ready batches of the benchmark's own pairs and features, a row per pair."""
+    pairs = pq.read_table(dataset.pairs_path("search", "train"))
+    bags = {
+        (entity, feature): np.load(dataset.store_path(entity) / f"{feature}.values.npy").reshape(ROWS, -1)
+        for entity, feature in (("query", "id"), ("query", "text"), *(("product", f) for f in ("id", "text", "brand")))
     }
-    return {name: torch.from_numpy(ids) for name, ids in draws.items()}
+    batches = []
+    for start in range(0, batch_size * count, batch_size):
+        query, product = (pairs[end].to_numpy()[start : start + batch_size] for end in ("anchor", "candidate"))
+        rows = {
+            "query_id": bags["query", "id"][query],
+            "query_words": bags["query", "text"][query],
+            "product_id": bags["product", "id"][product],
+            "product_words": bags["product", "text"][product],
+            "brand": bags["product", "brand"][product],
+        }
+        batches.append({name: torch.from_numpy(ids.astype(np.int64)) for name, ids in rows.items()})
+    return batches

@@ -56,16 +56,8 @@ class TwoTower(tfrs.Model):
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    rows, size, steps = settings["rows"], settings["batch_size"], settings["steps"]
-    rng = np.random.default_rng(1)
-    data = {
-        "query_id": rng.integers(0, rows, (steps, size)),
-        "query_words": rng.integers(0, rows, (steps, size, settings["tokens"])),
-        "product_id": np.minimum(rng.zipf(1.2, (steps, size)) - 1, rows - 1),
-        "product_words": rng.integers(0, rows, (steps, size, settings["tokens"])),
-        "brand": rng.integers(0, rows, (steps, size)),
-    }
-    ready = [{name: tf.constant(ids[step]) for name, ids in data.items()} for step in range(steps)]
+    rows, steps, stored = settings["rows"], settings["steps"], dict(np.load(settings["batches"]))
+    ready = [{name: tf.constant(ids[step]) for name, ids in stored.items()} for step in range(steps)]
     tf.random.set_seed(0)
     model = TwoTower(rows, settings["dim"], settings["hidden"])
     model.compile(optimizer=tf.keras.optimizers.Adagrad(0.05))

@@ -229,7 +229,9 @@ def test_every_loss_runs_with_every_source(dataset: PreparedDataset, loss: str, 
     chosen = tuple(source for source in SOURCES[sources] if not isinstance(source, Named)) or (InBatch(),)
     shares: Any = {"frequencies": StreamingFrequencies(buckets=64)} if frequencies == "streaming" else {}
     negatives = NegativesConfig(sources=chosen, tasks={"find": SOURCES[sources]}, **shares)
-    losses = LossConfig(default=LOSSES[loss], precision="float32")
+    # Only the pairs of 'find' have grades.
+    chosen_losses: Any = {"tasks": {"find": LOSSES[loss]}} if loss == "graded" else {"default": LOSSES[loss]}
+    losses = LossConfig(**chosen_losses, precision="float32")
     objective = objective_of(dataset, negatives, losses)
     for step, batch in enumerate(islice(batches(dataset, negatives, losses), 3)):
         vectors = vectors_of(batch)

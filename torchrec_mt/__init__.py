@@ -5,9 +5,11 @@ import sys
 
 __version__ = "0.1.0"
 
-# Before torch starts its threads: waiting OpenMP threads sleep instead of spinning. Little is lost on an idle machine,
-# and beside the reader's thread, a second rank or another program a step is several times faster (docs/benchmarks.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch starts its threads: a waiting OpenMP thread spins for a moment, then sleeps. Spinning on (the default) makes
+# a step several times slower where anything else runs (a second rank, another program); sleeping at once costs a third of
+# the speed of an idle machine (docs/benchmarks.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1500")
 
 # As a program (`python -m torchrec_mt.X` stands as "-m" while it is looked up, or the `torchrec-mt` script), not as a
 # library: seconds of imports lie ahead, and Ctrl-C is to end them as cleanly as it ends the program itself.

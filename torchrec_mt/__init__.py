@@ -5,9 +5,9 @@ import sys
 
 __version__ = "0.1.0"
 
-# Before torch starts its threads: a waiting OpenMP thread spins for a moment, then sleeps. Spinning on (the default) makes
-# a step several times slower where anything else runs (a second rank, another program); sleeping at once costs a third of
-# the speed of an idle machine (docs/benchmarks.md).
+# Before torch starts its threads: a waiting OpenMP thread spins for a moment, then sleeps. Where anything else runs (a
+# second rank, another program), spinning on as is the default makes a step several times slower; sleeping at once costs
+# a third of the speed of an idle machine (docs/benchmarks.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1500")
 

@@ -12,6 +12,7 @@ from torchrec_mt.data.negatives import NegativesConfig, Uniform
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.scales import Temperature
+from torchrec_mt.models.towers import unit
 from torchrec_mt.models.two_tower import ModelConfig, TwoTower
 from torchrec_mt.training.assemble import model_spec
 
@@ -115,3 +116,12 @@ def test_only_the_anchor_side_knows_the_task(dataset: PreparedDataset) -> None:
     torch.testing.assert_close(after.anchor["alike"], before.anchor["alike"])
     torch.testing.assert_close(after.negative["product"], before.negative["product"])
     assert (after.anchor["goes_with"] - before.anchor["goes_with"]).abs().max() > 0.1
+
+
+def test_an_entity_without_features_gives_bounded_gradients() -> None:
+    """All bags empty, an untrained tower: a vector of zeros. torch's `normalize` multiplies its gradient by 1e12."""
+    x_ED = torch.zeros(3, 16, requires_grad=True)
+    unit(x_ED).sum().backward()
+    assert x_ED.grad is not None
+    assert x_ED.grad.abs().max() <= 1000.1
+    torch.testing.assert_close(unit(torch.randn(5, 16)).norm(dim=1), torch.ones(5))

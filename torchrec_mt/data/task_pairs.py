@@ -10,6 +10,7 @@ import numpy as np
 from torchrec_mt.data.collate import TaskPairs
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.links import Links
+from torchrec_mt.data.mined import MinedFolder
 from torchrec_mt.data.negatives import Mined, Named, NegativesConfig, NegativeSource, Sampler
 from torchrec_mt.errors import UserError
 
@@ -131,7 +132,7 @@ class PairMaker:
         chosen = [
             _choose(found, len(anchor_B), count, rng) for found, (_, count) in zip(lists, self._lists, strict=True)
         ]
-        id_BH = np.concatenate([ids for ids, _ in chosen], axis=1)
+        id_BH = np.concatenate(chosen, axis=1)
         count_BH = sum(
             _expected(found, len(anchor_B), count, id_BH) for found, (_, count) in zip(lists, self._lists, strict=True)
         )
@@ -157,10 +158,8 @@ def merged(entries: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
     return key_L // width, key_L % width
 
 
-def _choose(
-    found: tuple[np.ndarray, np.ndarray], anchors: int, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Chosen ids of each anchor, id_BH with -1 where its list is shorter, and the lengths of the lists."""
+def _choose(found: tuple[np.ndarray, np.ndarray], anchors: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Chosen ids of each anchor, id_BH with -1 where its list is shorter."""
     owner_L, id_L = found
     length_B = np.bincount(owner_L, minlength=anchors)
     first_B = np.cumsum(length_B) - length_B
@@ -168,7 +167,7 @@ def _choose(
     step_H = np.arange(count)
     at_BH = first_B[:, None] + (start_B[:, None] + step_H) % np.maximum(length_B, 1)[:, None]
     ids = np.append(id_L, -1)
-    return np.where(step_H < length_B[:, None], ids[np.minimum(at_BH, len(id_L))], -1), length_B
+    return np.where(step_H < length_B[:, None], ids[np.minimum(at_BH, len(id_L))], -1)
 
 
 def _expected(found: tuple[np.ndarray, np.ndarray], anchors: int, count: int, id_BH: np.ndarray) -> np.ndarray:
@@ -192,12 +191,5 @@ def _open_list(dataset: PreparedDataset, task: str, source: NegativeSource) -> L
                 )
             return links
         case Mined(path=path):
-            return open_mined(Path(path), dataset, task)
+            return MinedFolder.open(Path(path)).of_task(dataset, task)
     raise AssertionError(source)
-
-
-def open_mined(path: Path, dataset: PreparedDataset, task: str) -> Links:
-    """The hard negatives of a task that `torchrec-mt mine` wrote."""
-    from torchrec_mt.data.mined import MinedFolder
-
-    return MinedFolder.open(path).of_task(dataset, task)

@@ -5,12 +5,18 @@ Tables that the plan replicates have no fused optimizer: `replicated_tables` nam
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    DenseTableBatchedEmbeddingBagsCodegen,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward  # type: ignore[attr-defined]
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
@@ -37,13 +43,35 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
     with warnings.catch_warnings():
         # TorchRec 1.8 passes DDP an argument that torch 2.13 renamed.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        return DistributedModelParallel(
+        sharded = DistributedModelParallel(
             model,
             device=device,
             plan=plan,
             sharders=[Sharder()],
             data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=True),
         )
+    _take_weights_as_constants(sharded)
+    return sharded
+
+
+def _take_weights_as_constants(model: nn.Module) -> None:
+    """Tells the lookup kernels that weights of bags want no gradient; they compute one unasked (a fifth of a step)."""
+
+    def say(kernel: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        features = len(kernel.feature_table_map)  # type: ignore[arg-type]
+        wanted = named["indices"].new_zeros(features, dtype=torch.int32)
+        return arguments, named | {"feature_requires_grad": wanted}
+
+    for kernel in table_kernels(model):
+        kernel.register_forward_pre_hook(say, with_kwargs=True)
+
+
+def table_kernels(model: nn.Module) -> list[nn.Module]:
+    """The kernels that look up this rank's shards of the tables. TorchRec keeps them in lists, out of `modules()`."""
+    kinds = (SplitTableBatchedEmbeddingBagsCodegen, DenseTableBatchedEmbeddingBagsCodegen)
+    collections = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
+    lookups = [lookup for collection in collections for lookup in collection._lookups]
+    return [kernel for lookup in lookups for kernel in lookup.modules() if isinstance(kernel, kinds)]
 
 
 def is_table(name: str) -> bool:

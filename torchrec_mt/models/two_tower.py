@@ -161,13 +161,17 @@ class TwoTower(nn.Module):
                 inverse_temperature={},
                 bias={},
             )
+        # Rows are taken by `index_select`: the backward of plain indexing took seven times as long on a CPU.
         units = {entity: unit(x_ED) for entity, x_ED in x.items()}
         anchor, candidate, private = {}, {}, {}
         for task, pairs in batch.pairs.items():
             anchor_entity, candidate_entity = self._spec.tasks[task]
-            anchor[task] = self.anchors(x[anchor_entity][pairs.anchor_B], task)
-            candidate[task] = units[candidate_entity][pairs.candidate_B]
+            anchor[task] = self.anchors(x[anchor_entity].index_select(0, pairs.anchor_B), task)
+            candidate[task] = units[candidate_entity].index_select(0, pairs.candidate_B)
             if pairs.private is not None:
-                private[task] = units[candidate_entity][pairs.private.row_BH]
-        negative = {entity: units[entity][negatives.row_M] for entity, negatives in batch.negatives.items()}
+                row_BH = pairs.private.row_BH
+                private[task] = units[candidate_entity].index_select(0, row_BH.flatten()).unflatten(0, row_BH.shape)
+        negative = {
+            entity: units[entity].index_select(0, negatives.row_M) for entity, negatives in batch.negatives.items()
+        }
         return Vectors(anchor, candidate, private, negative, *self.scales())

@@ -51,7 +51,7 @@ class Columns(NamedTuple):
         new_C[1:] = sorted_C[1:] != sorted_C[:-1]
         first_U = order_C[new_C]
         copies_U = self.copies_C.new_zeros(len(first_U)).index_add_(0, new_C.cumsum(0) - 1, self.copies_C[order_C])
-        return Columns(*(tensor[first_U] for tensor in self))._replace(copies_C=copies_U)
+        return Columns(*(tensor.index_select(0, first_U) for tensor in self))._replace(copies_C=copies_U)
 
 
 class _ScaledGradient(torch.autograd.Function):

@@ -42,7 +42,7 @@ def test_the_largest_tensor_does_not_grow(loss: Loss, dtype: torch.dtype, monkey
         compared = random_comparison(1, size, size, 1, width=4, blocked_share=1 / size)
         with Largest() as largest:
             task_loss(loss, compared, dtype).backward()
-        assert LIMIT // 2 < largest.numbers <= LIMIT
+        assert LIMIT // 2 <= largest.numbers <= LIMIT  # in bfloat16 the logits take half the bytes
 
 
 def test_the_matrix_would_be_noticed() -> None:

@@ -62,14 +62,14 @@ def test_a_chunk_holds_as_many_rows_as_fit(monkeypatch: pytest.MonkeyPatch) -> N
         chunks = walk._Walk(
             torch.zeros(anchors, 2),
             torch.zeros(columns, 2),
-            torch.zeros(columns),
             Blocked.nothing(torch.device("cpu")),
             torch.float32,
+            width=2,
         )
         return [chunk.stop - chunk.start for chunk in chunks]
 
-    assert lengths(29, 40) == [10, 10, 9]
-    assert lengths(20, 40) == [10, 10]
+    assert lengths(40, 20) == [16, 16, 8]  # 20 would fit: a multiple of _MIN_ROWS, so that few shapes occur
+    assert lengths(20, 40) == [8, 8, 4]
     assert lengths(20, 4000) == [8, 8, 4]  # never fewer than _MIN_ROWS
     assert lengths(3, 0) == [3]
     assert lengths(0, 40) == []
@@ -132,8 +132,8 @@ def test_blocked_columns_take_no_part(shape: str) -> None:
     total, gradients = inputs.measured()
     inputs.column_CD[40] = 1e4
     again, again_gradients = inputs.measured()
-    assert total == again
-    assert torch.equal(gradients[0], again_gradients[0])
+    assert error(again, total.double()) < FLOAT32_BOUND
+    assert error(again_gradients[0], gradients[0].double()) < FLOAT32_BOUND
     assert not gradients[1][40].any()
 
 

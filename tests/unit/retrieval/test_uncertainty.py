@@ -114,6 +114,13 @@ def test_with_too_little_to_go_by(method: Method) -> None:
     assert (found["equal"].low, found["equal"].high) == pytest.approx((0.1, 0.1))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_an_interval_has_bounds_where_all_resamples_lie_on_one_side(seed: int) -> None:
+    found = bootstrap({"m": recalls(30)}, resamples=1, seed=seed)["m"]
+    assert found.low == found.high
+    assert 0 <= found.low <= 1
+
+
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 @pytest.mark.parametrize("shape", ["normal", "recall"])
 def test_intervals_hold_the_true_mean_as_often_as_they_say(shape: str, method: Method) -> None:
@@ -176,11 +183,18 @@ def test_a_p_value_is_never_0() -> None:
     assert sign_flip({"m": np.ones(1000)}, flips=99)["m"] == 1 / 100
 
 
-def test_equal_sums_count_as_far_whatever_their_rounding() -> None:
-    # Thirds of both signs: many flips have the very sum of the differences, in another order of addition.
-    difference = np.tile([1 / 3, 1 / 3, -1 / 3, 2 / 3, -1 / 3], 8)
-    whole = np.rint(3 * difference)
-    assert sign_flip({"m": difference})["m"] == sign_flip({"m": whole})["m"]
+def test_exact_only_where_all_flips_are_no_more_than_those_asked_for() -> None:
+    assert sign_flip({"m": np.ones(4)}, flips=16)["m"] == 2 / 16
+    assert sign_flip({"m": np.ones(4)}, flips=10)["m"] in [n / 11 for n in range(1, 12)]
+
+
+@pytest.mark.parametrize("size", [1.0, 0.1, 1 / 3])
+def test_equal_sums_count_as_far_whatever_their_rounding(size: float) -> None:
+    """Differences of one size only: the sign test, whose p-value is a binomial's. Many flips have the very same sum."""
+    difference = np.array([size] * 14 + [-size] * 6)
+    exact = stats.binomtest(14, 20).pvalue
+    found = sign_flip({"m": difference})["m"]
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 10_000))
 
 
 def test_p_values_are_uniform_where_there_is_no_difference() -> None:

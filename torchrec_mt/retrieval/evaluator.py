@@ -182,7 +182,7 @@ def evaluate_task(
 def _means(ranked_BK: np.ndarray, relevant: Relevant) -> dict[str, float]:
     """Means over the anchors that have something relevant; 0 where none has."""
     judged = np.diff(relevant.offsets) > 0
-    values = ranking_metrics(ranked_BK, relevant)
+    values = ranking_metrics(ranked_BK, relevant, METRICS)
     return {name: float(values[name][judged].mean()) if judged.any() else 0.0 for name in METRICS}
 
 

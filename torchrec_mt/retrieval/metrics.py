@@ -1,17 +1,66 @@
 """Ranking metrics per anchor: pure functions of ranked rows and relevant items, no loop over anchors.
 
-Recall@K: share of the relevant that stand in the first K. MRR@K: 1 / rank of the first relevant one, 0 beyond K.
-NDCG@K: gain / log2(1 + rank) summed over the first K, over the largest sum any order reaches (Jarvelin & Kekalainen,
-TOIS 2002; linear gain).
+R relevant items of an anchor, ranks from 1, the first K of a list are looked at:
+
+    recall@K     relevant ones found / R
+    precision@K  relevant ones found / K, also where the list is shorter
+    hit_rate@K   1 where at least one was found, else 0
+    ndcg@K       gain / log2(1 + rank) summed, over the largest sum any order reaches (Jarvelin & Kekalainen, TOIS 2002;
+                 linear gain, as trec_eval has it)
+    mrr@K        1 / rank of the first relevant one, 0 beyond K
+    map@K        precision at the rank of each relevant one found, summed, / R (trec_eval's map_cut: R, not min(R, K))
+
+What holds for all of them:
+    The order is given: ties were broken by whoever ranked.
+    -1 is an empty place, and so is everything behind the list's end: nothing is found there.
+    A repeated item counts at its first place. The repeat keeps its own place and is worth nothing there.
+    An anchor without relevant items has no value: NaN. Callers leave it out and say how many they left out.
+
+Legend: B anchors, K ranks, H hits.
 """
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+Kind = Literal["recall", "precision", "hit_rate", "ndcg", "mrr", "map"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_PLACES_AT_ONCE = 1 << 20  # 8 MiB of int64
+
+
+class Metric(NamedTuple):
+    """A metric's name taken apart: "recall@10" is ("recall", 10)."""
+
+    kind: Kind
+    k: int
+
+
+def parse_metric(name: str) -> Metric:
+    """Takes a metric's name apart.
+
+    Raises:
+        ValueError: no such metric, or a cut-off that is not 1 to 999,999.
+    """
+    match = re.fullmatch(r"([a-z_]+)@([1-9][0-9]{0,5})", name)
+    if match:
+        for kind in KINDS:
+            if match[1] == kind:
+                return Metric(kind, int(match[2]))
+    raise ValueError(f"{name!r} is no metric: write {' | '.join(KINDS)}, then @ and a cut-off, such as 'recall@10'")
+
+
+def depth_of(names: Iterable[str]) -> int:
+    """Ranks that the named metrics look at; 0 for none."""
+    return max((parse_metric(name).k for name in names), default=0)
+
+
 METRICS = ("recall@10", "recall@100", "ndcg@10", "mrr@10")
-DEPTH = 100
-"""Ranks that the metrics look at."""
+"""What a model is judged by where nothing else is asked for."""
+DEPTH = depth_of(METRICS)
 
 
 @dataclass(frozen=True)
@@ -19,53 +68,133 @@ class Relevant:
     """Relevant items per anchor in compressed-row form: those of anchor b are items[offsets[b]:offsets[b + 1]].
 
     Args:
-        offsets: int64 [B + 1]. items: int64, ascending within an anchor. gains: float, positive.
+        offsets: int64 [B + 1], from 0. items: int64, ascending within an anchor, none twice. gains: float, positive.
     """
 
     offsets: np.ndarray
     items: np.ndarray
     gains: np.ndarray
 
-
-def gains_of(ranked_BK: np.ndarray, relevant: Relevant) -> np.ndarray:
-    """Gain of each ranked item, 0 where it is not relevant or padding (-1): gain_BK."""
-    anchors = len(relevant.offsets) - 1
-    owner = np.repeat(np.arange(anchors), np.diff(relevant.offsets))
-    width = int(max(relevant.items.max(initial=0), ranked_BK.max(initial=0))) + 1
-    key = owner * width + relevant.items
-    wanted = np.arange(anchors)[:, None] * width + ranked_BK
-    position = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
-    hit = (key[position] == wanted) & (ranked_BK >= 0) if len(key) else np.zeros(ranked_BK.shape, bool)
-    return np.where(hit, relevant.gains[position] if len(key) else 0.0, 0.0)
+    @property
+    def count_B(self) -> np.ndarray:
+        """Relevant items per anchor."""
+        return np.diff(self.offsets)
 
 
-def ranking_metrics(ranked_BK: np.ndarray, relevant: Relevant) -> dict[str, np.ndarray]:
-    """Every metric of METRICS per anchor.
+@dataclass(frozen=True)
+class Hits:
+    """Where relevant items stand in the lists, by anchor, then by rank; an item of a list is hit once at most.
 
     Args:
-        ranked_BK: item rows, best first, -1 padded, K >= 100 or the whole catalogue.
+        anchor_H: row of the list. rank_H: from 0. gain_H: of the item there.
     """
-    gain_BK = gains_of(ranked_BK, relevant)
-    hit_BK = gain_BK > 0
-    count_B = np.maximum(np.diff(relevant.offsets), 1)
-    first_B = hit_BK[:, :10].argmax(axis=1)
-    return {
-        "recall@10": hit_BK[:, :10].sum(axis=1) / count_B,
-        "recall@100": hit_BK[:, :100].sum(axis=1) / count_B,
-        "ndcg@10": _dcg(gain_BK[:, :10]) / np.maximum(_ideal_dcg(relevant, 10), 1e-12),
-        "mrr@10": np.where(hit_BK[:, :10].any(axis=1), 1.0 / (1 + first_B), 0.0),
-    }
+
+    anchor_H: np.ndarray
+    rank_H: np.ndarray
+    gain_H: np.ndarray
 
 
-def _dcg(gain_BK: np.ndarray) -> np.ndarray:
-    return (gain_BK / np.log2(np.arange(gain_BK.shape[1]) + 2)).sum(axis=1)
+def row_blocks(ranked_BK: np.ndarray) -> Iterator[slice]:
+    """Rows of an array in blocks of about a million entries: what is computed from a block stays small."""
+    step = max(1, _PLACES_AT_ONCE // max(1, ranked_BK.shape[1]))
+    for low in range(0, len(ranked_BK), step):
+        yield slice(low, min(low + step, len(ranked_BK)))
+
+
+def hits_of(ranked_BK: np.ndarray, relevant: Relevant) -> Hits:
+    """Finds the relevant items in the lists.
+
+    Args:
+        ranked_BK: item rows (integers), best first, -1 padded.
+
+    Raises:
+        ValueError: not one list per anchor.
+    """
+    if ranked_BK.ndim != 2 or len(ranked_BK) != len(relevant.offsets) - 1:
+        raise ValueError(f"lists {list(ranked_BK.shape)} do not fit: one row for each of {len(relevant.offsets) - 1}")
+    parts = [np.zeros((2, 0), np.int64)]
+    for rows in row_blocks(ranked_BK):
+        parts.append(_hits_of_block(ranked_BK[rows], relevant, rows.start))
+    place_H, found_H = np.concatenate(parts, axis=1)
+    anchor_H, rank_H = np.divmod(place_H, max(1, ranked_BK.shape[1]))
+    return Hits(anchor_H, rank_H, relevant.gains[found_H])
+
+
+def _hits_of_block(ranked_BK: np.ndarray, relevant: Relevant, start: int) -> np.ndarray:
+    """Place in the (flat) lists and position among the relevant items of each hit, [2, H]."""
+    offsets = relevant.offsets[start : start + len(ranked_BK) + 1]
+    items = relevant.items[offsets[0] : offsets[-1]]
+    if not len(items) or not ranked_BK.size:
+        return np.zeros((2, 0), np.int64)
+    width = int(max(items.max(), ranked_BK.max())) + 2
+    first_B = np.arange(len(ranked_BK)) * width + 1  # an anchor's keys start here, that of -1 just before
+    key = np.repeat(first_B, np.diff(offsets)) + items
+    assert (key[1:] > key[:-1]).all(), "relevant items must be ascending within an anchor"
+    wanted = (first_B[:, None] + ranked_BK).ravel()
+    position = np.searchsorted(key, wanted)
+    position[position == len(key)] = 0
+    place_H = np.flatnonzero(key[position] == wanted)
+    found_H, once = np.unique(position[place_H], return_index=True)
+    order = np.argsort(once)
+    return np.stack([place_H[once[order]] + start * ranked_BK.shape[1], found_H[order] + offsets[0]])
+
+
+def gains_of(ranked_BK: np.ndarray, relevant: Relevant) -> np.ndarray:
+    """Gain at each place of the lists, 0 where nothing relevant stands (or stands again): gain_BK."""
+    hits = hits_of(ranked_BK, relevant)
+    gain_BK = np.zeros(ranked_BK.shape)
+    gain_BK[hits.anchor_H, hits.rank_H] = hits.gain_H
+    return gain_BK
+
+
+def ranking_metrics(ranked_BK: np.ndarray, relevant: Relevant, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Metrics per anchor, by name; NaN for an anchor without relevant items.
+
+    Args:
+        ranked_BK: item rows, best first, -1 padded; K at least `depth_of(names)`, or the whole catalogue.
+        names: such as "recall@10", see the top of this file.
+
+    Raises:
+        ValueError: no such metric, or not one list per anchor.
+    """
+    metrics = {name: parse_metric(name) for name in names}
+    depth = max((metric.k for metric in metrics.values()), default=0)
+    hits = hits_of(ranked_BK[:, :depth], relevant)
+    count_B = np.where(relevant.count_B > 0, relevant.count_B, np.nan)
+    # Of each hit: how many hits of its anchor stand up to it.
+    ordinal_H = 1 + np.arange(len(hits.anchor_H)) - np.searchsorted(hits.anchor_H, hits.anchor_H)
+    return {name: _metric(metric, hits, ordinal_H, count_B, relevant) for name, metric in metrics.items()}
+
+
+def _metric(metric: Metric, hits: Hits, ordinal_H: np.ndarray, count_B: np.ndarray, relevant: Relevant) -> np.ndarray:
+    inside_H = hits.rank_H < metric.k
+    anchor_H, rank_H, ordinal_H = hits.anchor_H[inside_H], hits.rank_H[inside_H], ordinal_H[inside_H]
+
+    def summed(value_H: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(anchor_H, weights=value_H, minlength=len(count_B))
+
+    match metric.kind:
+        case "recall":
+            return summed() / count_B
+        case "precision":
+            return np.where(np.isnan(count_B), np.nan, summed() / metric.k)
+        case "hit_rate":
+            return np.where(np.isnan(count_B), np.nan, summed() > 0)
+        case "ndcg":
+            return summed(hits.gain_H[inside_H] / np.log2(rank_H + 2)) / _ideal_dcg(relevant, metric.k)
+        case "mrr":
+            return np.where(np.isnan(count_B), np.nan, summed(np.where(ordinal_H == 1, 1 / (rank_H + 1), 0.0)))
+        case "map":
+            return summed(ordinal_H / (rank_H + 1)) / count_B
 
 
 def _ideal_dcg(relevant: Relevant, k: int) -> np.ndarray:
-    lengths = np.diff(relevant.offsets)
-    owner = np.repeat(np.arange(len(lengths)), lengths)
+    """The largest discounted gain of k places, per anchor; NaN without relevant items."""
+    count_B = relevant.count_B
+    owner = np.repeat(np.arange(len(count_B)), count_B)
     order = np.lexsort((-relevant.gains, owner))
     rank = np.arange(len(owner)) - relevant.offsets[owner]
     kept = rank < k
     discounted = relevant.gains[order][kept] / np.log2(rank[kept] + 2)
-    return np.bincount(owner[kept], weights=discounted, minlength=len(lengths))
+    ideal_B = np.bincount(owner[kept], weights=discounted, minlength=len(count_B))
+    return np.where(count_B > 0, ideal_B, np.nan)

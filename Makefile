@@ -9,7 +9,7 @@ STUB := requirements/stubs/fbgemm-gpu/pyproject.toml
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean ablation bench-step bench-peers
+.PHONY: help install demo test lint format clean ablation bench-step bench-peers bench-topk
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -49,6 +49,9 @@ test: lint ## the gate: lint, then pytest
 
 bench-step: $(STAMP) ## one training step beside plain PyTorch (minutes; wants an idle machine)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_step
+
+bench-topk: $(STAMP) ## exact top-k beside FAISS's flat index (minutes; wants an idle machine and 8 GiB)
+	@$(BIN)/python -W ignore -m tests.benchmarks.bench_topk
 
 CONFIG ?= launch/demo.toml
 ablation: $(STAMP) ## what each part of the learning signal is worth, 3 seeds (an hour; CONFIG=launch/bundlerec.toml for another)

@@ -1,4 +1,4 @@
-"""A trainer on the tiny dataset in this process, for tests of the loop: a group of one rank must be there."""
+"""A trainer on the tiny dataset in this process, for tests of the loop: a process group must be there."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +22,12 @@ LOSSES = LossConfig(precision="float32")
 NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))
 
 
-def tiny_batches(dataset: PreparedDataset) -> Iterator[Batch]:
+def tiny_batches(
+    dataset: PreparedDataset, *, negatives: NegativesConfig = NEGATIVES, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
     config = ReaderConfig(batch_size=60, prefetch=0)
-    return iter(Reader(config, dataset, tiny_schema(), negatives=NEGATIVES, seed=0, rank=0, world_size=1))
+    reader = Reader(config, dataset, tiny_schema(), negatives=negatives, seed=0, rank=rank, world_size=world_size)
+    return iter(reader)
 
 
 def tiny_trainer(
@@ -36,13 +39,15 @@ def tiny_trainer(
     progress: Progress | None = None,
     log_every: int = 1,
     losses: LossConfig = LOSSES,
+    negatives: NegativesConfig = NEGATIVES,
+    sharding: ShardingConfig | None = None,
 ) -> Trainer:
     optim = OptimConfig(warmup_steps=2)
     model, _ = build_model(
         dataset.manifest,
         tiny_schema(),
         ModelConfig(dim=16, hidden=24, task_hidden=24),
-        ShardingConfig(),
+        sharding or ShardingConfig(),
         losses=losses,
         runtime=here,
         seed=0,
@@ -53,7 +58,7 @@ def tiny_trainer(
         TrainerConfig(log_every=log_every, validations=1, metric="recall@10"),
         model,
         Optimizers(optim, model, 20),
-        objective=Objective(task_sides(dataset.manifest, tiny_schema()), losses, NEGATIVES, here.device),
+        objective=Objective(task_sides(dataset.manifest, tiny_schema()), losses, negatives, here.device),
         weights=dict.fromkeys(TASKS, 1.0),
         runtime=here,
         validate=lambda: {"find/recall@10": 0.5},

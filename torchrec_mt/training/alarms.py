@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchrec_mt.batch import Batch
+from torchrec_mt.distributed.collectives import barrier
 from torchrec_mt.errors import UserError
 
 _ENOUGH = 8
@@ -20,7 +21,8 @@ def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: P
     """Stops the run at a loss that is no finite number, before the backward pass could spoil the tables.
 
     Saves the batch of this rank as `rank-R.pt` (readable by torch.load with weights_only). Called on every rank with
-    the losses over all ranks, so all stop together.
+    the losses over all ranks, so all stop together, and none before all have saved: a launcher ends the others as soon
+    as one has ended.
 
     Raises:
         UserError: naming step and task.
@@ -28,8 +30,11 @@ def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: P
     bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
     if not bad:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"step": step, "losses": dict(losses), "batch": plain(batch)}, folder / f"rank-{rank}.pt")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({"step": step, "losses": dict(losses), "batch": plain(batch)}, folder / f"rank-{rank}.pt")
+    finally:
+        barrier()
     shown = ", ".join(f"{name}: {value}" for name, value in bad.items())
     raise UserError(
         f"the loss at step {step} is no finite number ({shown}); tables and weights are as before the step, the batch "

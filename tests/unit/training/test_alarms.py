@@ -110,7 +110,7 @@ def test_finite_losses_leave_nothing_behind(dataset: PreparedDataset, tmp_path: 
     assert not (tmp_path / "offending").exists()
 
 
-def test_every_bad_task_is_named(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_every_bad_task_is_named(dataset: PreparedDataset, here: Runtime, tmp_path: Path) -> None:
     batch = next(tiny_batches(dataset))
     with pytest.raises(UserError, match=r"step 7 .*\(find: inf, goes_with: nan\); tables and weights are as before"):
         check_losses({"find": math.inf, "alike": 1.0, "goes_with": math.nan}, batch, 7, tmp_path / "deep/folder", 2)

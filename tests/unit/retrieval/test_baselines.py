@@ -11,10 +11,11 @@ import pytest
 from tests.raw_shop import PRODUCTS, Rows, groups, ids, pairs, run, with_pairs
 from tests.shop import prepared_debug_shop, shared_root
 from torchrec_mt.data.dataset import PreparedDataset, Split
-from torchrec_mt.retrieval.baselines import co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.baselines.counting import co_occurrence, popularity
+from torchrec_mt.retrieval.baselines.oracle import oracle
+from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
 from torchrec_mt.retrieval.evaluator import (
     EvaluateConfig,
-    baseline_rankers,
     evaluate_task,
     split_anchors,
 )

@@ -13,8 +13,9 @@ import pytest
 from tests.raw_shop import given, ids, make_schema, run
 from tests.shop import prepared_debug_shop, shared_root
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.retrieval.bm25 import bm25, entity_words
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, baseline_rankers, split_anchors
+from torchrec_mt.retrieval.baselines.bm25 import bm25, entity_words
+from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
 from torchrec_mt.schema import CategoryFeature, Schema, Table, TextFeature
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from torchrec_mt.reporting.table import evaluation_table
+from torchrec_mt.retrieval.baselines.names import BASELINES
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, Evaluation, TaskResult
 
 
@@ -12,10 +13,11 @@ from torchrec_mt.retrieval.evaluator import EvaluateConfig, Evaluation, TaskResu
     ("settings", "model", "name"),
     [
         ({}, "best", "metrics.json"),
-        ({"baselines": ("oracle", "co_occurrence", "bm25", "popularity")}, "best", "metrics.json"),
+        ({"baselines": ("oracle", "two_hops", "co_occurrence", "bm25", "popularity")}, "best", "metrics.json"),
         ({"split": "valid"}, "best", "metrics-valid.json"),
         ({}, "last", "metrics-test-last.json"),
         ({"max_anchors": 50}, "best", "metrics-test-50-anchors.json"),
+        ({"baselines": BASELINES}, "best", "metrics-test-all-baselines.json"),
         ({"baselines": ("oracle", "popularity")}, "best", "metrics-test-popularity-oracle.json"),
         (
             {"split": "valid", "max_anchors": 9, "baselines": ()},

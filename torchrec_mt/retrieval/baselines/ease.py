@@ -9,8 +9,9 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.retrieval.baselines.interactions import interactions
 from torchrec_mt.retrieval.baselines.ranker import Ranker, by_scores, whole_catalogue
 
+_BLOCK = 1024
 MAX_ITEMS = 20_000
-"""Most items of the inverse: 1.6 GB in float32, and a minute or two on two cores."""
+"""Most items of the inverse: 1.6 GB in float32 while the task is judged, and about a minute on two cores."""
 
 
 def ease(dataset: PreparedDataset, task: str, *, penalty: float = 100.0, max_items: int = MAX_ITEMS) -> Ranker:
@@ -19,15 +20,15 @@ def ease(dataset: PreparedDataset, task: str, *, penalty: float = 100.0, max_ite
     Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW 2019), equation 8: with P the inverse of
     X'X + penalty I, B is -P divided by the diagonal of P column by column, 0 on the diagonal.
 
-    X is the interaction matrix, the anchor in its own row where it is an item. Of N items only those with training
-    pairs take part, of more than `max_items` the most frequent ones; the others follow by popularity. An anchor with
-    none of them in its history gets popularity. B has no diagonal: where anchors are no items, a candidate that the
-    anchor had in training is found only through its other candidates.
+    X is the interaction matrix with 1 for every count, the anchor in its own row where it is an item. Of N items only
+    those with training pairs take part, of more than `max_items` the most frequent ones; the others follow by
+    popularity. An anchor with none of them in its history gets popularity. B has no diagonal: where anchors are no
+    items, a candidate that the anchor had in training is found only through its other candidates.
     """
     count_AN = interactions(dataset, task, own_item=True)
     frequency_N = np.bincount(count_AN.indices, minlength=count_AN.shape[1])
     item_M = np.sort(np.argsort(-frequency_N, kind="stable")[: min(max_items, np.count_nonzero(frequency_N))])
-    history_AM = csr_array(count_AN[:, item_M], dtype=np.float32)
+    history_AM = csr_array(count_AN[:, item_M] > 0, dtype=np.float32)
     weight_MM = _weights(history_AM, penalty)
     is_known_A = np.diff(history_AM.indptr) > 0
 
@@ -49,8 +50,8 @@ def _weights(history_AM: csr_array, penalty: float) -> np.ndarray:
     inverse_MM, failed = spotri(factor_MM, lower=lower, overwrite_c=True)
     assert not failed, "a Cholesky factor has no 0 on its diagonal"
     # LAPACK fills the lower triangle alone.
-    for start in range(0, len(inverse_MM), 1024):
-        stop = start + 1024
+    for start in range(0, len(inverse_MM), _BLOCK):
+        stop = start + _BLOCK
         square = np.tril(inverse_MM[start:stop, start:stop])
         inverse_MM[start:stop, start:stop] = square + np.tril(square, -1).T
         inverse_MM[start:stop, stop:] = inverse_MM[stop:, start:stop].T

@@ -15,12 +15,12 @@ FACTORS = 64
 """The width of a tower's vector by default."""
 
 
-def als(dataset: PreparedDataset, task: str) -> Ranker:
+def als(dataset: PreparedDataset, task: str, *, factors: int = FACTORS) -> Ranker:
     """Alternating least squares: Hu, Koren & Volinsky (ICDM 2008), 64 factors, 15 rounds, confidence 40 x count."""
     from implicit.cpu.als import AlternatingLeastSquares
 
     return _factorised(
-        dataset, task, lambda: AlternatingLeastSquares(factors=FACTORS, alpha=40.0, num_threads=1, random_state=0)
+        dataset, task, lambda: AlternatingLeastSquares(factors=factors, alpha=40.0, num_threads=1, random_state=0)
     )
 
 

@@ -23,7 +23,8 @@ def ease(dataset: PreparedDataset, task: str, *, penalty: float = 100.0, max_ite
     X is the interaction matrix with 1 for every count, the anchor in its own row where it is an item. Of N items only
     those with training pairs take part, of more than `max_items` the most frequent ones; the others follow by
     popularity. An anchor with none of them in its history gets popularity. B has no diagonal: where anchors are no
-    items, a candidate that the anchor had in training is found only through its other candidates.
+    items, a candidate that the anchor had in training is found only through its other candidates. Scores are rounded
+    to 1e-6, ten times what float32 leaves uncertain: equal items stay equal, and are ranked by row.
     """
     count_AN = interactions(dataset, task, own_item=True)
     frequency_N = np.bincount(count_AN.indices, minlength=count_AN.shape[1])
@@ -33,7 +34,7 @@ def ease(dataset: PreparedDataset, task: str, *, penalty: float = 100.0, max_ite
     is_known_A = np.diff(history_AM.indptr) > 0
 
     def scores(anchor_B: np.ndarray) -> np.ndarray:
-        score_BM = history_AM[anchor_B] @ weight_MM
+        score_BM = (history_AM[anchor_B] @ weight_MM).round(6)
         score_BM[~is_known_A[anchor_B]] = -np.inf
         return whole_catalogue(score_BM, item_M, count_AN.shape[1])
 

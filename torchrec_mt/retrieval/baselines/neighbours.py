@@ -39,6 +39,6 @@ def _by_products(dataset: PreparedDataset, task: str, first: csr_array, second: 
     def scores(anchor_B: np.ndarray) -> np.ndarray:
         score_BN = ((first[anchor_B] @ second) @ third).toarray()
         score_BN[score_BN == 0] = -np.inf
-        return score_BN
+        return score_BN.astype(np.float32)  # sums that only rounding tells apart are equal again
 
     return by_scores(dataset, task, scores)

@@ -15,7 +15,7 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.retrieval.topk import stable_topk
 
 Ranker = Callable[[np.ndarray, int], np.ndarray]
-_SCORES_AT_ONCE = 1 << 23  # 64 MiB of float64 scores
+_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32 scores
 
 
 def without_self(ranked_BK: np.ndarray, anchor_B: np.ndarray, k: int, *, same_entity: bool) -> np.ndarray:
@@ -64,8 +64,8 @@ def by_scores(dataset: PreparedDataset, task: str, scores: Callable[[np.ndarray]
     """The ranker of a score: best first, ties by row, then popularity.
 
     Args:
-        scores: takes anchor rows and gives score_BN over the whole catalogue, float32 or float64; -inf where the rival
-            has nothing to say of a candidate.
+        scores: takes anchor rows and gives score_BN (float32) over the whole catalogue; -inf where the rival has
+            nothing to say of a candidate.
     """
     popular, same = Popularity(dataset, task), same_entity(dataset, task)
     candidates = len(popular.row_N)

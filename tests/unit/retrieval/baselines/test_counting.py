@@ -54,7 +54,7 @@ def test_chance_hangs_on_the_anchor_alone_and_prefers_nothing(world: PreparedDat
     together = rank(anchors, 10)
     assert [rank(anchors[n : n + 1], 10)[0].tolist() for n in range(len(anchors))] == together.tolist()
     assert chance(world, task)(anchors[::-1], 10)[::-1].tolist() == together.tolist()
-    drawn = np.bincount(rank(np.repeat(anchors, 1), 30).ravel(), minlength=PRODUCTS)
+    drawn = np.bincount(rank(anchors, 30).ravel(), minlength=PRODUCTS)
     expected = len(anchors) * 30 / PRODUCTS
     assert drawn.min() > expected / 3
     assert drawn.max() < 2 * expected

@@ -68,7 +68,7 @@ def by_popularity(dataset: PreparedDataset, task: str) -> list[int]:
 
 
 def assert_ranked(
-    ranked_BK: np.ndarray, score_AN: np.ndarray, dataset: PreparedDataset, task: str, *, rel: float = 1e-9
+    ranked_BK: np.ndarray, score_AN: np.ndarray, dataset: PreparedDataset, task: str, *, rel: float = 1e-6
 ) -> None:
     """All anchors are ranked by a score (-inf: none), near ties in any order, and then by popularity."""
     k = ranked_BK.shape[1]

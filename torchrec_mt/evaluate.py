@@ -16,9 +16,11 @@ from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.table import evaluation_table
 from torchrec_mt.reporting.terminal import console, progress_bar
-from torchrec_mt.retrieval.baselines import Ranker
+from torchrec_mt.retrieval.baselines.names import BASELINES, chosen
+from torchrec_mt.retrieval.baselines.ranker import Ranker
+from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
 from torchrec_mt.retrieval.encode import model_rankers
-from torchrec_mt.retrieval.evaluator import baseline_rankers, evaluate_tasks, judged_tasks
+from torchrec_mt.retrieval.evaluator import evaluate_tasks, judged_tasks
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
@@ -32,6 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
     parser.add_argument(
         "--model", choices=["best", "last"], default="best", help="which of the kept models (default best)"
+    )
+    parser.add_argument(
+        "--baselines",
+        metavar="NAMES",
+        help=f"short for --set evaluate.baselines: names with commas between them, or 'all': {', '.join(BASELINES)}",
     )
     add_set_argument(parser, example="evaluate.split=valid", keys=_KEYS)
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
@@ -59,7 +66,8 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
 
         def judge() -> dict[str, object]:
             rankers: dict[str, dict[str, Ranker]] = {
-                name: {"model": models[name], **baseline_rankers(dataset, name, config.evaluate)} for name in tasks
+                name: {"model": models[name], **baseline_rankers(dataset, name, config.evaluate, model=models[name])}
+                for name in tasks
             }
             evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show).to_json(which)
             write_atomic(path, json.dumps(evaluation, indent=1) + "\n")
@@ -74,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
-    config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
+    overrides = list(arguments.overrides)
+    if arguments.baselines is not None:
+        overrides.append(f"evaluate.baselines={json.dumps(chosen(arguments.baselines))}")
+    config = check_config(apply_overrides(run.config_json(), overrides), where=str(run.path))
     path = run.evaluation_path.with_name(config.evaluate.file_name(arguments.model))
     evaluation = evaluate_run(run, config, arguments.model, path)
     if evaluation is None:

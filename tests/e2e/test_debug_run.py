@@ -11,6 +11,7 @@ import pytest
 
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
 from torchrec_mt.evaluate import main as evaluate
+from torchrec_mt.retrieval.baselines.names import BASELINES, DEFAULTS
 from torchrec_mt.train import main as train
 
 GOLDEN = Path("tests/golden/debug_losses.json")
@@ -54,9 +55,17 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
     assert set(saved["tasks"]) == TASKS
     assert (saved["split"], saved["model"], saved["max_anchors"]) == ("test", "best", 0)
     for task in saved["tasks"].values():
-        assert set(task["systems"]) == {"model", "popularity", "bm25", "co_occurrence", "oracle"}
+        assert set(task["systems"]) == {"model", *DEFAULTS}
         assert all(set(scores) == METRICS for scores in task["systems"].values())
         assert task["systems"]["model"]["recall@100"] > task["systems"]["popularity"]["recall@100"]
+    assert evaluate([str(run), "--json", "--baselines", "all"]) == 0
+    every = json.loads(capsys.readouterr().out)
+    assert every == json.loads((run / "evaluation/metrics-test-all-baselines.json").read_text())
+    for name, task in every["tasks"].items():
+        assert set(task["systems"]) == {"model", *BASELINES}
+        assert task["systems"]["model"] == saved["tasks"][name]["systems"]["model"]
+        for rival in ("two_hops", "item_knn", "ease", "als", "bpr"):
+            assert task["systems"][rival]["recall@100"] > task["systems"]["random"]["recall@100"]
     names = {path.name for path in run.iterdir()}
     assert {"config.json", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "model"} <= names
     assert {path.name for path in (run / "model").iterdir()} == {"best", "last"}

@@ -6,7 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-_ORDER = ("popularity", "bm25", "co_occurrence", "model", "oracle")
+from torchrec_mt.retrieval.baselines.names import BASELINES
+
 _COLUMNS = {"recall@10": "Recall@10", "recall@100": "Recall@100", "ndcg@10": "NDCG@10", "mrr@10": "MRR@10"}
 
 
@@ -38,7 +39,8 @@ def _add_task(table: Table, task: str, result: Mapping[str, Any]) -> None:
     best = {metric: max((systems[name][metric] for name in rivals), default=0.0) for metric in _COLUMNS}
     ceiling = systems.get("oracle", {}).get("recall@100", 0.0)
     table.add_row(f"[bold]{task}[/] [dim]{result['num_anchors']:,} anchors[/]", end_section=not systems)
-    names = [name for name in _ORDER if name in systems]
+    # Rivals in their own order, the model before what is made of it and before the ceiling.
+    names = [name for name in (*BASELINES[:-2], "model", *BASELINES[-2:]) if name in systems]
     for name in names:
         cells = []
         for metric in _COLUMNS:

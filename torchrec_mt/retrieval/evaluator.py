@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.errors import UserError, within
-from torchrec_mt.retrieval.baselines import Ranker, co_occurrence, oracle, popularity
-from torchrec_mt.retrieval.bm25 import bm25
+from torchrec_mt.retrieval.baselines.names import BASELINES, DEFAULTS, Baseline
+from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
 
-Baseline = Literal["popularity", "bm25", "co_occurrence", "oracle"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 Scores = dict[str, dict[str, float]]
 
 
@@ -28,7 +26,7 @@ class EvaluateConfig:
 
     split: Literal["valid", "test"] = "test"
     max_anchors: int = 0
-    baselines: tuple[Baseline, ...] = BASELINES
+    baselines: tuple[Baseline, ...] = DEFAULTS
 
     def __post_init__(self) -> None:
         within(self, 0, 1_000_000_000, "max_anchors")
@@ -36,13 +34,15 @@ class EvaluateConfig:
     def file_name(self, model: str) -> str:
         """Where the judgement of a run's `model` ("best" or "last") goes.
 
-        metrics.json is the default judgement and nothing else: test split, best model, all anchors, all baselines.
+        metrics.json is the default judgement and nothing else: test split, best model, all anchors, default baselines.
         Any other says in its name what it is: metrics-valid.json, metrics-test-last.json, ...
         """
         differs = [model] if model != "best" else []
         if self.max_anchors:
             differs.append(f"{self.max_anchors}-anchors")
-        if set(self.baselines) != set(BASELINES):
+        if set(self.baselines) == set(BASELINES):
+            differs.append("all-baselines")
+        elif set(self.baselines) != set(DEFAULTS):
             differs += [name for name in BASELINES if name in self.baselines] or ["no-baselines"]
         if self.split != "test" or differs:
             differs.insert(0, self.split)
@@ -113,24 +113,6 @@ def split_anchors(dataset: PreparedDataset, task: str, config: EvaluateConfig) -
     if 0 < config.max_anchors < len(anchors):
         anchors = np.sort(np.random.default_rng(0).choice(anchors, config.max_anchors, replace=False))
     return anchors
-
-
-def baseline_rankers(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> dict[str, Ranker]:
-    """The baselines that the config asks for and the task allows."""
-    rankers: dict[str, Ranker] = {}
-    for name in config.baselines:
-        match name:
-            case "popularity":
-                ranker: Ranker | None = popularity(dataset, task)
-            case "co_occurrence":
-                ranker = co_occurrence(dataset, task)
-            case "bm25":
-                ranker = bm25(dataset, task)
-            case "oracle":
-                ranker = oracle(dataset, task, config.split)
-        if ranker is not None:
-            rankers[name] = ranker
-    return rankers
 
 
 def _relevant(anchor_B: np.ndarray, pairs: Mapping[str, np.ndarray], keep: np.ndarray) -> Relevant:

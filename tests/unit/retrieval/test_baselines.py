@@ -11,10 +11,11 @@ import pytest
 from tests.raw_shop import PRODUCTS, Rows, groups, ids, pairs, run, with_pairs
 from tests.shop import prepared_debug_shop, shared_root
 from torchrec_mt.data.dataset import PreparedDataset, Split
-from torchrec_mt.retrieval.baselines import co_occurrence, oracle, popularity
+from torchrec_mt.retrieval.baselines.counting import co_occurrence, popularity
+from torchrec_mt.retrieval.baselines.oracle import oracle
+from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
 from torchrec_mt.retrieval.evaluator import (
     EvaluateConfig,
-    baseline_rankers,
     evaluate_task,
     split_anchors,
 )
@@ -100,7 +101,7 @@ def test_no_rival_passes_the_oracle(dataset: PreparedDataset, task: str, split: 
     config = EvaluateConfig(split=split)
     systems = evaluate_task(dataset, task, baseline_rankers(dataset, task, config), config).systems
     best = systems.pop("oracle")
-    assert set(systems) == {"popularity", "bm25", "co_occurrence"}
+    assert set(systems) == {"popularity", "bm25", "co_occurrence", "two_hops"}
     for rival, scores in systems.items():
         assert all(scores[metric] < best[metric] for metric in METRICS), (rival, scores, best)
     if split == "valid":  # the split's own pairs: nothing is missed but what does not fit into K
@@ -110,7 +111,7 @@ def test_no_rival_passes_the_oracle(dataset: PreparedDataset, task: str, split: 
 def test_slices_part_the_pairs(dataset: PreparedDataset) -> None:
     config = EvaluateConfig()
     result = evaluate_task(dataset, "similar", baseline_rankers(dataset, "similar", config), config)
-    assert set(result.systems) == {"popularity", "bm25", "co_occurrence", "oracle"}
+    assert set(result.systems) == {"popularity", "bm25", "co_occurrence", "two_hops", "oracle"}
     assert result.num_anchors == len(np.unique(dataset.pairs("similar", "test")["anchor"]))
     assert 0 < result.slices["cold"].num_anchors < result.num_anchors
     assert result.slices["cold"].systems["popularity"]["recall@100"] < result.systems["oracle"]["recall@100"]

@@ -5,17 +5,20 @@ from typing import Any
 import pytest
 
 from torchrec_mt.reporting.table import evaluation_table
+from torchrec_mt.retrieval.baselines.names import BASELINES
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, Evaluation, TaskResult
+from torchrec_mt.retrieval.metrics import METRICS
 
 
 @pytest.mark.parametrize(
     ("settings", "model", "name"),
     [
         ({}, "best", "metrics.json"),
-        ({"baselines": ("oracle", "co_occurrence", "bm25", "popularity")}, "best", "metrics.json"),
+        ({"baselines": ("oracle", "two_hops", "co_occurrence", "bm25", "popularity")}, "best", "metrics.json"),
         ({"split": "valid"}, "best", "metrics-valid.json"),
         ({}, "last", "metrics-test-last.json"),
         ({"max_anchors": 50}, "best", "metrics-test-50-anchors.json"),
+        ({"baselines": BASELINES}, "best", "metrics-test-all-baselines.json"),
         ({"baselines": ("oracle", "popularity")}, "best", "metrics-test-popularity-oracle.json"),
         (
             {"split": "valid", "max_anchors": 9, "baselines": ()},
@@ -40,3 +43,10 @@ def test_a_judgement_says_what_it_is_of() -> None:
     }
     title = evaluation_table(said).title
     assert title == "valid split, last model, ranked over the whole catalogue, at most 1,200 anchors a task"
+
+
+def test_rivals_stand_before_the_model_and_what_needs_it_behind() -> None:
+    systems = {name: dict.fromkeys(METRICS, 0.5) for name in ("model", *reversed(BASELINES))}
+    said = Evaluation({"find": TaskResult(3, systems, {})}, EvaluateConfig(baselines=BASELINES)).to_json("best")
+    names = [str(cell).strip() for cell in evaluation_table(said).columns[0].cells][1:]
+    assert names == [*BASELINES[:-2], "model", "fusion", "oracle"]

@@ -13,8 +13,10 @@ import pytest
 from tests.raw_shop import given, ids, make_schema, run
 from tests.shop import prepared_debug_shop, shared_root
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.retrieval.bm25 import bm25, entity_words
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, baseline_rankers, split_anchors
+from torchrec_mt.retrieval.baselines.bm25 import bm25, entity_words
+from torchrec_mt.retrieval.baselines.names import DEFAULTS
+from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
 from torchrec_mt.schema import CategoryFeature, Schema, Table, TextFeature
 
 
@@ -54,6 +56,19 @@ def test_bm25_equals_a_slow_twin(dataset: PreparedDataset, task: str) -> None:
         assert len(found) == (best > 0).sum()
         assert len(set(found)) == len(found)
         assert scores[found] == pytest.approx(best[: len(found)], rel=1e-5)  # products of equal score in any order
+
+
+def test_without_categories_words_are_those_of_titles(dataset: PreparedDataset) -> None:
+    both, titles = (entity_words(dataset, "product", categories=flag) for flag in (True, False))
+    assert all(few == all_of_them[: len(few)] for few, all_of_them in zip(titles, both, strict=True))
+    assert all(0 < len(few) < len(all_of_them) for few, all_of_them in zip(titles, both, strict=True))
+    anchors = split_anchors(dataset, "similar", EvaluateConfig(max_anchors=20))
+    known, bare = (bm25(dataset, "similar", categories=flag) for flag in (True, False))
+    assert known is not None
+    assert bare is not None
+    assert bare(anchors, 10).tolist() != known(anchors, 10).tolist()
+    config = EvaluateConfig(baselines=("bm25_text",))
+    assert baseline_rankers(dataset, "similar", config)["bm25_text"](anchors, 10).tolist() == bare(anchors, 10).tolist()
 
 
 def test_words_are_those_of_title_and_categories(dataset: PreparedDataset) -> None:
@@ -143,7 +158,7 @@ def test_a_side_without_words_has_no_bm25(tmp_path: Path, title: str | None, sid
         queries["words"] = [title or "", "?"]
     dataset = run(tmp_path, search_schema(text("words"), title=text("title")), products=shop, queries=queries)
     assert bm25(dataset, "search") is None
-    assert set(baseline_rankers(dataset, "search", EvaluateConfig())) == {"popularity", "co_occurrence", "oracle"}
+    assert set(baseline_rankers(dataset, "search", EvaluateConfig())) == {*DEFAULTS} - {"bm25"}
 
 
 def test_short_and_common_words_are_words(tmp_path: Path) -> None:

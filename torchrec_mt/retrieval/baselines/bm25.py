@@ -14,18 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.retrieval.baselines import Ranker, left_justified, same_entity, without_self
+from torchrec_mt.retrieval.baselines.ranker import Ranker, left_justified, same_entity, without_self
 
 _NO_BLANKS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 
 
-def bm25(dataset: PreparedDataset, task: str) -> Ranker | None:
-    """BM25 (Robertson; Lucene's variant of bm25s) over words of texts and categories; None where a side has none."""
+def bm25(dataset: PreparedDataset, task: str, *, categories: bool = True) -> Ranker | None:
+    """BM25 (Robertson; Lucene's variant of bm25s) over words of texts and categories; None where a side has none.
+
+    Args:
+        categories: count the words of categories too, not those of texts alone.
+    """
     import bm25s
 
     info, same = dataset.manifest.tasks[task], same_entity(dataset, task)
-    candidates = entity_words(dataset, info.candidate)
-    anchors = candidates if same else entity_words(dataset, info.anchor)
+    candidates = entity_words(dataset, info.candidate, categories=categories)
+    anchors = candidates if same else entity_words(dataset, info.anchor, categories=categories)
     if not any(candidates) or not any(anchors):
         return None
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # the package sets DEBUG for itself
@@ -41,23 +45,23 @@ def bm25(dataset: PreparedDataset, task: str) -> Ranker | None:
     return rank
 
 
-def entity_words(dataset: PreparedDataset, entity: str) -> list[list[str]]:
-    """The words of every entity's texts and categories, in row order; empty lists where it has no text feature.
+def entity_words(dataset: PreparedDataset, entity: str, *, categories: bool = True) -> list[list[str]]:
+    """The words of every entity's texts (and categories), in row order; empty lists where it has no text feature.
 
     A category is stemmed as the entity's first text is.
     """
     by_stem: dict[str, list[pa.Array]] = {}
-    categories = []
+    kinds = []
     declared: Any = dataset.manifest.declaration["entities"]
     for name, feature in dataset.manifest.entities[entity].features.items():
         if feature.kind == "text":
             texts = dataset.read(dataset.entity_path(entity), [f"{name}__text"])[0]
             by_stem.setdefault(declared[entity]["features"][name]["stem"], []).append(pc.fill_null(texts, ""))
-        elif feature.kind in ("category", "categories") and feature.table is not None:
-            categories.append(_category_texts(dataset, entity, name, feature.table))
+        elif categories and feature.kind in ("category", "categories") and feature.table is not None:
+            kinds.append(_category_texts(dataset, entity, name, feature.table))
     if not by_stem:
         return [[]] * dataset.manifest.entities[entity].count
-    next(iter(by_stem.values())).extend(categories)
+    next(iter(by_stem.values())).extend(kinds)
     words = [_words(_joined(texts), stem) for stem, texts in by_stem.items()]
     return words[0] if len(words) == 1 else [[*chain(*parts)] for parts in zip(*words, strict=True)]
 

@@ -237,6 +237,13 @@ def best_keys(key_QL: Tensor, k: int) -> Tensor:
     return key_QL.topk(min(k, key_QL.shape[1]), dim=1).values
 
 
+def stable_topk(score_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` along dimension 1 of scores (taken as float32), equal ones by the lower column; best first."""
+    column_BN = torch.arange(score_BN.shape[1], device=score_BN.device).expand(score_BN.shape)
+    key_BK = best_keys(_keys(score_BN.float(), column_BN), k)
+    return scores_and_rows(key_BK)
+
+
 def scores_and_rows(key_BK: Tensor) -> tuple[Tensor, Tensor]:
     """scores_BK (float32) and rows_BK of keys; -inf and -1 where there is none."""
     ordered_BK = (key_BK >> 32).int()

@@ -19,8 +19,8 @@ from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.baselines.names import BASELINES, chosen
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
-from torchrec_mt.retrieval.encode import model_rankers
-from torchrec_mt.retrieval.evaluator import evaluate_tasks, judged_tasks
+from torchrec_mt.retrieval.evaluator import evaluate_tasks, judged_tasks, ranked_depth
+from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
@@ -62,7 +62,16 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
             run, dataset, schema, config.model, config.loss, config.sharding, runtime=here, which=which
         )
         tasks = judged_tasks(dataset, config.evaluate)
-        models = model_rankers(model, Collator(dataset), dataset, tasks, config.evaluate, here.device, progress=show)
+        models = model_rankers(
+            model,
+            Collator(dataset),
+            dataset,
+            tasks,
+            config.evaluate,
+            here.device,
+            depth=ranked_depth(config.evaluate),
+            progress=show,
+        )
 
         def judge() -> dict[str, object]:
             rankers: dict[str, dict[str, Ranker]] = {

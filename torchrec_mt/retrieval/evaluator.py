@@ -8,6 +8,7 @@ import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.errors import UserError, within
+from torchrec_mt.retrieval.baselines.fusion import DEPTH as FUSED_DEPTH
 from torchrec_mt.retrieval.baselines.names import BASELINES, DEFAULTS, Baseline
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
@@ -113,6 +114,11 @@ def split_anchors(dataset: PreparedDataset, task: str, config: EvaluateConfig) -
     if 0 < config.max_anchors < len(anchors):
         anchors = np.sort(np.random.default_rng(0).choice(anchors, config.max_anchors, replace=False))
     return anchors
+
+
+def ranked_depth(config: EvaluateConfig) -> int:
+    """How deep the model must rank for all that is asked of it."""
+    return DEPTH * (FUSED_DEPTH if "fusion" in config.baselines else 1)
 
 
 def _relevant(anchor_B: np.ndarray, pairs: Mapping[str, np.ndarray], keep: np.ndarray) -> Relevant:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchrec_mt.data.links import Links
 from torchrec_mt.data.mined import MinedTask
-from torchrec_mt.retrieval.topk import exact_topk
+from torchrec_mt.retrieval.topk import Catalogue, Excluded
 
 
 def mine_task(
@@ -40,10 +40,11 @@ def mine_task(
     """
     length_N = np.zeros(anchors, np.int64)
     kept: list[np.ndarray] = []
+    catalogue = Catalogue(candidate_ND)
     for start in range(0, len(id_N), chunk):
         id_B, vector_BD = id_N[start : start + chunk], anchor_ND[start : start + chunk]
-        exclude_B = torch.from_numpy(id_B).to(vector_BD.device) if same_entity else None
-        scores_BK, rows_BK = (x.cpu().numpy() for x in exact_topk(vector_BD, candidate_ND, depth, exclude_B=exclude_B))
+        itself = Excluded.one_each(torch.from_numpy(id_B)) if same_entity else None
+        scores_BK, rows_BK = (x.cpu().numpy() for x in catalogue.topk(vector_BD, depth, excluded=itself))
         owner_L, known_L = known.of(id_B)
         good_BK = (rows_BK >= 0) & ~_contains(owner_L, known_L, rows_BK)
         limit_B = _mean_cosine(vector_BD, candidate_ND, owner_L, known_L) - margin

@@ -237,6 +237,11 @@ def best_keys(key_QL: Tensor, k: int) -> Tensor:
     return key_QL.topk(min(k, key_QL.shape[1]), dim=1).values
 
 
+def shifted_keys(key_BK: Tensor, rows: int) -> Tensor:
+    """Keys of the same scores with rows that many higher: of a part of a catalogue, in the whole."""
+    return torch.where(key_BK == _NO_KEY, _NO_KEY, key_BK - rows)
+
+
 def stable_topk(score_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`torch.topk` along dimension 1 of scores (taken as float32), equal ones by the lower column; best first."""
     column_BN = torch.arange(score_BN.shape[1], device=score_BN.device).expand(score_BN.shape)

@@ -10,7 +10,11 @@ CONSTANT = 60
 """The k of the paper, which chose it once for all."""
 
 
-def fusion(rankers: Sequence[Ranker], *, depth: int = 3) -> Ranker:
+DEPTH = 3
+"""Each ranker is asked for so many times k."""
+
+
+def fusion(rankers: Sequence[Ranker], *, depth: int = DEPTH) -> Ranker:
     """Candidates by the sum of 1 / (60 + rank) over the rankings that hold them, ties by row.
 
     Cormack, Clarke & Buettcher, "Reciprocal Rank Fusion Outperforms Condorcet" (SIGIR 2009).

@@ -65,6 +65,10 @@ class Collator:
         self._stores = {entity: EntityStore.open(dataset, entity) for entity in dataset.manifest.entities}
         self._id_dropout = id_dropout or {}
 
+    def id_of(self, entity: str, row: int) -> str:
+        """The user's id of a catalogue row."""
+        return str(self._dataset.read(self._dataset.entity_path(entity), ["id"])["id"][row])
+
     def entities(self, entity: str, id_E: np.ndarray) -> Batch:
         """A Batch of the given entities alone, in the given order, without pairs: for encoding a catalogue."""
         return self._batch({entity: id_E}, dropout_key=None, pairs={}, negatives={})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_mt.data.collate import Collator
-from torchrec_mt.distributed.collectives import gather, rank_and_size, sum_over_ranks
+from torchrec_mt.distributed.collectives import gather, max_over_ranks, rank_and_size, sum_over_ranks
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError
 
@@ -75,8 +75,17 @@ def encode_part(
                 progress(min((number + 1) * block * world_size, len(id_N)), len(id_N))
     model.train(training)
     assert vector_PD is not None, "there are entities"
-    _check_finite(vector_PD, len(id_N), entity if task is None else f"{entity}, as anchors of '{task}'")
-    return Part(first, vector_PD)
+    part = Part(first, vector_PD)
+    broken, position = _not_finite(part, len(id_N))
+    if broken:
+        what = entity if task is None else f"{entity}, as anchors of '{task}'"
+        raise UserError(
+            f"{broken} of {len(id_N)} vectors of {what} are no finite numbers, the first that of "
+            f"'{collator.id_of(entity, int(id_N[position]))}': the weights have diverged; train again with a lower "
+            "optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
+            exit_code=1,
+        )
+    return part
 
 
 def encode(
@@ -108,11 +117,11 @@ def _room(rows: int, width: int, device: torch.device, folder: Path | None) -> T
         return torch.from_numpy(np.memmap(file, np.float32, mode="w+", shape=(rows, width)))
 
 
-def _check_finite(vector_PD: Tensor, count: int, what: str) -> None:
-    broken = int(sum_over_ranks((~torch.isfinite(vector_PD)).any(dim=1).sum()))
-    if broken:
-        raise UserError(
-            f"{broken} of {count} vectors of {what} are no finite numbers: the weights have diverged; train "
-            "again with a lower optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
-            exit_code=1,
-        )
+def _not_finite(part: Part, count: int) -> tuple[int, int]:
+    """How many vectors of all ranks hold NaN or infinity, and the position of the first."""
+    broken_L = (~torch.isfinite(part.vector_PD)).any(dim=1).nonzero().squeeze(1)
+    first = part.first + int(broken_L[0]) if len(broken_L) else count
+    device = part.vector_PD.device
+    return int(sum_over_ranks(torch.tensor(len(broken_L), device=device))), count - max_over_ranks(
+        count - first, device
+    )

@@ -15,7 +15,7 @@ from torchrec_mt.train import main as train
 
 GOLDEN = Path("tests/golden/debug_losses.json")
 TASKS = {"search", "similar", "complement"}
-METRICS = {"recall@10", "recall@100", "ndcg@10", "mrr@10"}
+METRICS = {"recall@10", "recall@100", "ndcg@10", "mrr@10", "precision@10", "hit_rate@10", "map@10"}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
         assert set(task["systems"]) == {"model", "popularity", "bm25", "co_occurrence", "oracle"}
         assert all(set(scores) == METRICS for scores in task["systems"].values())
         assert task["systems"]["model"]["recall@100"] > task["systems"]["popularity"]["recall@100"]
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"metrics.json", "anchors.parquet"}
     names = {path.name for path in run.iterdir()}
     assert {"config.json", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "model"} <= names
     assert {path.name for path in (run / "model").iterdir()} == {"best", "last"}

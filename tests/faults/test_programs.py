@@ -177,7 +177,7 @@ def test_no_room_on_the_disk_to_evaluate(root: Path, tmp_path: Path, capsys: pyt
                 filler.flush()
         capsys.readouterr()
         assert exit_code_of(lambda: evaluate([str(run), "--set=evaluate.max_anchors=20"])) == 2
-        assert ".json': no space left on the disk" in said(capsys)
+        assert "anchors-test-20-anchors.parquet': no space left on the disk" in said(capsys)
         assert not list((run / "evaluation").iterdir())
 
 

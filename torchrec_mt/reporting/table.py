@@ -39,7 +39,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     title = f"{evaluation['split']} split, {evaluation['model']} model, ranked over the whole catalogue"
     if evaluation["max_anchors"]:
         title += f", at most {evaluation['max_anchors']:,} anchors a task"
-    table = _table(title, "task (anchors), system")
+    table = plain_table(title, "task (anchors), system")
     metrics = evaluation["main_metrics"]
     share = _OF_ORACLE in metrics and "oracle" in evaluation["baselines"]
     for name in (*map(metric_title, metrics), *(["of oracle"] if share else [])):
@@ -49,7 +49,8 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(title: str, first: str) -> Table:
+def plain_table(title: str, first: str) -> Table:
+    """A titled table, no wider than its cells; columns are added to the first."""
     table = Table(
         title=title,
         title_justify="left",
@@ -71,8 +72,11 @@ def metric_title(name: str) -> str:
 
 
 def decimals(value: float | None, digits: int = 4) -> str:
-    """A share without its leading zero, .4805; "-" where there is no number."""
-    return "-" if value is None else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+    """A share without its leading zero and as wide as all others: .4805, 1.000; "-" where there is no number."""
+    if value is None:
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else f"{value:.{digits - 1}f}"
 
 
 def with_interval(
@@ -128,7 +132,7 @@ def slices_table(evaluation: Mapping[str, Any]) -> Table:
     """The model on each slice beside the rival that is the strongest of the task."""
     metrics = evaluation["main_metrics"]
     metric = _OF_ORACLE if _OF_ORACLE in metrics else metrics[0]
-    table = _table(f"{metric_title(metric)} by slice", "task, slice")
+    table = plain_table(f"{metric_title(metric)} by slice", "task, slice")
     for name in ("anchors", "model", "best rival"):
         table.add_column(name, justify="right", no_wrap=True)
     for task, result in evaluation["tasks"].items():
@@ -138,16 +142,20 @@ def slices_table(evaluation: Mapping[str, Any]) -> Table:
         rivals = [name for name in systems if name not in ("model", "oracle") and systems[name][metric] is not None]
         rival = max(rivals, key=lambda name: systems[name][metric], default=None)
         rows = list(_slice_rows(result["slices"], evaluation["slices"]))
-        table.add_row(f"[bold]{task}[/]", "", "", Text(rival or "", style="dim"), end_section=not rows)
+        beside = f" [dim]beside {rival}[/]" if rival else ""
+        table.add_row(f"[bold]{task}[/]{beside}", end_section=not rows)
         for number, (slicing, label, part) in enumerate(rows):
             cells = [
                 with_interval(part["systems"][name][metric], part["intervals"][name][metric]) if name else Text("-")
                 for name in ("model", rival)
             ]
-            shown = Text(f"  {slicing.replace('_', ' ', 1)}: {label}")
-            shown.truncate(36, overflow="ellipsis")
-            table.add_row(shown, f"{part['num_anchors']:,}", *cells, end_section=number == len(rows) - 1)
+            shown = f"  {_cut(slicing.replace('_', ' ', 1), 23)}: {_cut(label, 18)}"
+            table.add_row(Text(shown), f"{part['num_anchors']:,}", *cells, end_section=number == len(rows) - 1)
     return table
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _slice_rows(slices: Mapping[str, Any], asked: list[str]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -202,8 +202,12 @@ def _quarters(dataset: PreparedDataset, entity: str, feature: str, rows: np.ndar
     labels = []
     for quarter in range(4):
         inside = raw_N[code_N == quarter]
-        labels.append(f"q{quarter + 1} ({inside.min():.4g} to {inside.max():.4g})" if len(inside) else "")
+        labels.append(f"q{quarter + 1} ({_short(inside.min())} to {_short(inside.max())})" if len(inside) else "")
     return Slicing(labels, code_N if rows is None else code_N[rows])
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def lumped(slicing: Slicing, code: np.ndarray) -> Slicing:

@@ -15,6 +15,7 @@ ALPHA = 0.05
 _PLAIN = ("anchor_popularity", "anchor_words", "target_training", "target_popularity")
 """Slicings that are always shown; of the columns of the data only those asked for."""
 _OF_ORACLE = "recall@100"
+_NO_RIVALS = ("model", "fusion", "oracle")
 
 
 def evaluation_tables(evaluation: Mapping[str, Any]) -> RenderableType:
@@ -93,8 +94,8 @@ def with_interval(
 
 
 def ordered(systems: Mapping[str, Any]) -> list[str]:
-    """Rivals as they come, then the model, then the oracle."""
-    last = [name for name in ("model", "oracle") if name in systems]
+    """Rivals as they come, then the model, what is made of it, and the oracle."""
+    last = [name for name in _NO_RIVALS if name in systems]
     return [name for name in systems if name not in last] + last
 
 
@@ -112,7 +113,7 @@ def _add_task(table: Table, task: str, result: Mapping[str, Any], metrics: list[
         cells = [
             with_interval(
                 systems[name][metric],
-                result["intervals"][name][metric],
+                result["intervals"].get(name, {}).get(metric),
                 best=name != "oracle" and systems[name][metric] is not None and systems[name][metric] == best[metric],
                 alike=name in result["comparisons"] and not differs(result["comparisons"][name][metric]),
             )
@@ -139,7 +140,7 @@ def slices_table(evaluation: Mapping[str, Any]) -> Table:
         systems = result["systems"]
         if "model" not in systems:
             continue
-        rivals = [name for name in systems if name not in ("model", "oracle") and systems[name][metric] is not None]
+        rivals = [name for name in systems if name not in _NO_RIVALS and systems[name][metric] is not None]
         rival = max(rivals, key=lambda name: systems[name][metric], default=None)
         rows = list(_slice_rows(result["slices"], evaluation["slices"]))
         beside = f" [dim]beside {rival}[/]" if rival else ""

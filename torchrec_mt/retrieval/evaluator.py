@@ -16,7 +16,7 @@ from torchrec_mt.retrieval.baselines import Ranker, co_occurrence, oracle, popul
 from torchrec_mt.retrieval.bm25 import bm25
 from torchrec_mt.retrieval.measures import main_metrics, mean_metrics, measure
 from torchrec_mt.retrieval.metrics import METRICS, parse_metric
-from torchrec_mt.retrieval.questions import Questions, questions_of
+from torchrec_mt.retrieval.questions import Questions, questions_of, relevant_of
 from torchrec_mt.retrieval.records import Records
 from torchrec_mt.retrieval.results import FLIPS, FORMAT, TaskResult, flips_for, task_result, tasks_json, without_nan
 from torchrec_mt.retrieval.slices import slice_columns
@@ -153,7 +153,10 @@ def task_questions(dataset: PreparedDataset, task: str, config: EvaluateConfig) 
 
 def score(dataset: PreparedDataset, task: str, ranker: Ranker, config: EvaluateConfig) -> dict[str, float]:
     """Means of a ranker's metrics on one task and nothing else, for validation."""
-    return mean_metrics(task_questions(dataset, task, config), ranker, config.metrics)
+    anchor_B = split_anchors(dataset, task, config)
+    relevant = relevant_of(anchor_B, dataset.pairs(task, config.split))
+    num_products = dataset.manifest.entities[dataset.manifest.tasks[task].candidate].count
+    return mean_metrics(anchor_B, relevant, ranker, config.metrics, num_products=num_products)
 
 
 def evaluate_task(

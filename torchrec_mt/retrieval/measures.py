@@ -10,7 +10,7 @@ import numpy as np
 
 from torchrec_mt.retrieval.baselines import Ranker
 from torchrec_mt.retrieval.lists import covered, cross_category, diversity, novelty, popularity_lift
-from torchrec_mt.retrieval.metrics import depth_of, ranking_metrics
+from torchrec_mt.retrieval.metrics import Relevant, depth_of, ranking_metrics
 from torchrec_mt.retrieval.questions import Products, Questions
 from torchrec_mt.retrieval.slices import target_parts
 
@@ -67,46 +67,60 @@ def measure(
         metrics: names, see `metrics`. progress: told done and total of anchors. chunk: anchors ranked at a time.
     """
     total, relevant, main = len(questions.anchor_B), questions.relevant, main_metrics(metrics)
-    keeps = {name: dict(target_parts(slicing, relevant)) for name, slicing in questions.slicings.target.items()}
-    asked = {
-        name: {label: relevant.where(keep).count_B > 0 for label, keep in labels.items()}
-        for name, labels in keeps.items()
-    }
-    values = _empty(metrics)
-    lists, parts = _empty(LISTS), {name: {label: _empty(main) for label in labels} for name, labels in keeps.items()}
+    values, lists, targets = _empty(metrics), _empty(LISTS), list(_targets(questions, main))
     stands = {k: np.zeros(questions.num_products, bool) for k in COVERED_K}
-    for low, high, ranked_BK in _ranked(questions, ranker, metrics, chunk):
+    for low, high, ranked_BK in _ranked(questions.anchor_B, questions.num_products, ranker, metrics, chunk):
         here = relevant.rows(low, high)
         _append(values, ranking_metrics(ranked_BK, here, metrics))
         _append(lists, list_measures(ranked_BK, questions.products, slice(low, high)))
         for k, stands_N in stands.items():
             stands_N |= covered(ranked_BK, k, questions.num_products)
-        span = slice(relevant.offsets[low], relevant.offsets[high])
-        for name, labels in keeps.items():
-            for label, keep in labels.items():
-                some_B = asked[name][label][low:high]
-                right = here.where(keep[span]).of_anchors(some_B)
-                _append(parts[name][label], ranking_metrics(ranked_BK[some_B], right, main))
+        items = slice(relevant.offsets[low], relevant.offsets[high])
+        for target in targets:
+            asked_B = target.asked_B[low:high]
+            right = here.where(target.keep[items]).of_anchors(asked_B)
+            _append(target.values, ranking_metrics(ranked_BK[asked_B], right, main))
         if progress:
             progress(high, total)
-    return Measured(
-        values=_joined(values),
-        lists=_joined(lists),
-        coverage={f"coverage@{k}": float(stands_N.mean()) for k, stands_N in stands.items()},
-        parts={
-            name: {label: Part(asked[name][label], _joined(found)) for label, found in labels.items()}
-            for name, labels in parts.items()
-        },
-    )
+    parts: dict[str, dict[str, Part]] = {}
+    for target in targets:
+        parts.setdefault(target.slicing, {})[target.label] = Part(target.asked_B, _joined(target.values))
+    coverage = {f"coverage@{k}": float(stands_N.mean()) for k, stands_N in stands.items()}
+    return Measured(_joined(values), _joined(lists), coverage, parts)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A target slice that is being measured: which relevant items are kept, which anchors have one, values so far."""
+
+    slicing: str
+    label: str
+    keep: np.ndarray
+    asked_B: np.ndarray
+    values: dict[str, list[np.ndarray]]
+
+
+def _targets(questions: Questions, main: Sequence[str]) -> Iterator[_Target]:
+    for name, slicing in questions.slicings.target.items():
+        for label, keep in target_parts(slicing, questions.relevant):
+            yield _Target(name, label, keep, questions.relevant.where(keep).count_B > 0, _empty(main))
 
 
 def mean_metrics(
-    questions: Questions, ranker: Ranker, metrics: Sequence[str], *, chunk: int = _CHUNK
+    anchor_B: np.ndarray,
+    relevant: Relevant,
+    ranker: Ranker,
+    metrics: Sequence[str],
+    *,
+    num_products: int,
+    chunk: int = _CHUNK,
 ) -> dict[str, float]:
-    """Means of the metrics and nothing else; 0 without anchors."""
+    """Means of the metrics over the anchors that have a right answer, and nothing else; 0 where none has."""
+    positive_B = relevant.count_B > 0
+    anchor_B, relevant = anchor_B[positive_B], relevant.of_anchors(positive_B)
     values = _empty(metrics)
-    for low, high, ranked_BK in _ranked(questions, ranker, metrics, chunk):
-        _append(values, ranking_metrics(ranked_BK, questions.relevant.rows(low, high), metrics))
+    for low, high, ranked_BK in _ranked(anchor_B, num_products, ranker, metrics, chunk):
+        _append(values, ranking_metrics(ranked_BK, relevant.rows(low, high), metrics))
     return {name: float(value_B.mean()) if len(value_B) else 0.0 for name, value_B in _joined(values).items()}
 
 
@@ -128,14 +142,14 @@ def list_measures(ranked_BK: np.ndarray, products: Products, rows: slice) -> dic
 
 
 def _ranked(
-    questions: Questions, ranker: Ranker, metrics: Sequence[str], chunk: int
+    anchor_B: np.ndarray, num_products: int, ranker: Ranker, metrics: Sequence[str], chunk: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """The lists, chunk by chunk; no deeper than there are products."""
-    depth = min(max(depth_of(metrics), *COVERED_K), questions.num_products)
+    depth = min(max(depth_of(metrics), *COVERED_K), num_products)
     step = max(1, min(chunk, _PLACES_AT_ONCE // depth))
-    for low in range(0, len(questions.anchor_B), step):
-        high = min(low + step, len(questions.anchor_B))
-        yield low, high, ranker(questions.anchor_B[low:high], depth)
+    for low in range(0, len(anchor_B), step):
+        high = min(low + step, len(anchor_B))
+        yield low, high, ranker(anchor_B[low:high], depth)
 
 
 def _empty(names: Sequence[str]) -> dict[str, list[np.ndarray]]:

@@ -1,6 +1,7 @@
 """torchrec-mt evaluate RUN: judges a run's best model on the test split by exact retrieval over the whole catalogue.
 
-The judgement goes to RUN/evaluation/metrics.json; another one (--model, --set evaluate...) to a file named after it.
+The judgement goes to RUN/evaluation/metrics.json, and each anchor's values to anchors.parquet beside it; another one
+(--model, --set evaluate...) to files named after it.
 """
 
 import argparse
@@ -14,13 +15,15 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
-from torchrec_mt.reporting.table import evaluation_table
+from torchrec_mt.reporting.table import evaluation_tables
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.baselines.names import BASELINES, chosen
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
-from torchrec_mt.retrieval.evaluator import evaluate_tasks, judged_tasks, ranked_depth
+from torchrec_mt.retrieval.evaluator import evaluate_tasks, judged_tasks, ranked_depth, terms
 from torchrec_mt.retrieval.rank import model_rankers
+from torchrec_mt.retrieval.records import records_path, writing_records
+from torchrec_mt.retrieval.slices import slice_columns
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
@@ -40,6 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help=f"short for --set evaluate.baselines: names with commas between them, or 'all': {', '.join(BASELINES)}",
     )
+    parser.add_argument(
+        "--slices",
+        metavar="COLUMNS",
+        help="short for --set evaluate.slices: columns with commas between them, such as product.brand,price",
+    )
     add_set_argument(parser, example="evaluate.split=valid", keys=_KEYS)
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     return parser
@@ -51,6 +59,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
     dataset = PreparedDataset.open(schema.path)
     dataset.check_declaration(schema)
     run.check_dataset(dataset.manifest.digest, schema.path)
+    columns = slice_columns(dataset, config.evaluate.slices)
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         line = bar.add_task("evaluate", total=None, note="")
 
@@ -78,9 +87,12 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
                 name: {"model": models[name], **baseline_rankers(dataset, name, config.evaluate, model=models[name])}
                 for name in tasks
             }
-            evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show).to_json(which)
-            write_atomic(path, json.dumps(evaluation, indent=1) + "\n")
-            return evaluation
+            about = terms(config.evaluate, which, dataset.manifest.digest)
+            with writing_records(records_path(path), dataset, about, config.evaluate.metrics, columns) as records:
+                evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show, records=records)
+            found = evaluation.to_json(which, dataset.manifest.digest)
+            write_atomic(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+            return found
 
         evaluation = on_main(judge)
         return evaluation if here.is_main else None
@@ -92,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
     overrides = list(arguments.overrides)
+    if arguments.slices is not None:
+        names = [name.strip() for name in arguments.slices.split(",") if name.strip()]
+        overrides.append(f"evaluate.slices={json.dumps(names)}")
     if arguments.baselines is not None:
         overrides.append(f"evaluate.baselines={json.dumps(chosen(arguments.baselines))}")
     config = check_config(apply_overrides(run.config_json(), overrides), where=str(run.path))
@@ -102,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(evaluation))
     else:
-        console().print(evaluation_table(evaluation))
+        console().print(evaluation_tables(evaluation))
         console().print(f"run: {run.path}   metrics: {path}", soft_wrap=True)
     return 0
 

@@ -16,7 +16,7 @@ from torchrec_mt.train import main as train
 
 GOLDEN = Path("tests/golden/debug_losses.json")
 TASKS = {"search", "similar", "complement"}
-METRICS = {"recall@10", "recall@100", "ndcg@10", "mrr@10"}
+METRICS = {"recall@10", "recall@100", "ndcg@10", "mrr@10", "precision@10", "hit_rate@10", "map@10"}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
         assert set(task["systems"]) == {"model", *DEFAULTS}
         assert all(set(scores) == METRICS for scores in task["systems"].values())
         assert task["systems"]["model"]["recall@100"] > task["systems"]["popularity"]["recall@100"]
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"metrics.json", "anchors.parquet"}
     assert evaluate([str(run), "--json", "--baselines", "all"]) == 0
     every = json.loads(capsys.readouterr().out)
     assert every == json.loads((run / "evaluation/metrics-test-all-baselines.json").read_text())

@@ -26,5 +26,11 @@ def test_demo(tmp_path: Path) -> None:
         assert model["recall@100"] >= floor * oracle["recall@100"], (name, model, oracle)
         for rival, scores in systems.items():
             assert all(model[metric] > scores[metric] for metric in scores), (name, rival, scores, model)
-        cold = tasks[name]["slices"]["cold"]["systems"]
+            compared = tasks[name]["comparisons"][rival]
+            assert all(found["low"] > 0 and found["p_holm"] < 0.05 for found in compared.values()), (
+                name,
+                rival,
+                compared,
+            )
+        cold = tasks[name]["slices"]["target_training"]["cold"]["systems"]
         assert cold["model"]["recall@100"] > max(cold[rival]["recall@100"] for rival in systems), (name, cold)

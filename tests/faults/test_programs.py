@@ -84,6 +84,20 @@ def test_a_run_is_not_judged_on_another_dataset(root: Path, tmp_path: Path, caps
     assert "was trained on another state of the dataset" in said(capsys)
 
 
+def test_a_slice_by_a_column_that_is_not_there(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train([*arguments(root, "trainer.steps=2"), "--output", str(run)]) == 0
+    capsys.readouterr()
+    assert exit_code_of(lambda: evaluate([str(run), "--slices", "brand, colour"])) == 2
+    assert "'colour' is no column to cut slices by" in said(capsys)
+    assert not (run / "evaluation").exists()
+    assert exit_code_of(lambda: evaluate([str(run), "--slices", "brand, product.price"])) == 0
+    output = capsys.readouterr().out
+    assert "target product_brand: " in output
+    assert "target product_price: q1 (" in output
+    assert {file.name for file in (run / "evaluation").iterdir()} == {"metrics.json", "anchors.parquet"}
+
+
 def test_a_path_through_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert exit_code_of(lambda: train([*arguments(root), "--output", str(tmp_path / "file" / "run")])) == 2
@@ -177,7 +191,7 @@ def test_no_room_on_the_disk_to_evaluate(root: Path, tmp_path: Path, capsys: pyt
                 filler.flush()
         capsys.readouterr()
         assert exit_code_of(lambda: evaluate([str(run), "--set=evaluate.max_anchors=20"])) == 2
-        assert ".json': no space left on the disk" in said(capsys)
+        assert "anchors-test-20-anchors.parquet': no space left on the disk" in said(capsys)
         assert not list((run / "evaluation").iterdir())
 
 

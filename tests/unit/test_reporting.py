@@ -8,6 +8,7 @@ from rich.console import Console
 
 from torchrec_mt.reporting import terminal
 from torchrec_mt.reporting.dataset import dataset_tables
+from torchrec_mt.reporting.table import decimals, evaluation_tables, metric_title
 from torchrec_mt.reporting.terminal import TrainingProgress, name_widths
 
 TASKS = ["search", "similar", "complement", "personal", "complement_across_departments"]
@@ -99,3 +100,68 @@ def test_what_was_left_out_is_told_by_reason() -> None:
         "complement  unknown in negatives      4",
     ]
     assert lines[lines.index("notes") + 2] == "complement  named negatives  17"
+
+
+SCORES: dict[str, float | None] = {"popularity": 0.01, "co_occurrence_cosine": 0.47, "model": 0.48, "oracle": 1.0}
+
+
+def judgement(p_holm: float | None, **scores: float | None) -> dict[str, Any]:
+    """An evaluation of one task as JSON, every metric of a system the same."""
+    metrics = ["recall@10", "recall@100", "ndcg@10", "mrr@10"]
+    values = SCORES | scores
+    systems = {name: dict.fromkeys(metrics, value) for name, value in values.items()}
+    bounds = {name: None if value is None else [value - 0.012, value + 0.012] for name, value in values.items()}
+    part = {
+        "num_anchors": 1_234,
+        "systems": systems,
+        "intervals": {name: dict.fromkeys(metrics, bound or [None, None]) for name, bound in bounds.items()},
+    }
+    rivals = {name: {metric: {"p_holm": p_holm} for metric in metrics} for name in values if name != "model"}
+    slices = {
+        "anchor_popularity": {"head": part},
+        "target_product_category_of_some_length": {"a very long value of a category": part},
+        "target_product_size": {"XL": part},
+    }
+    task = {**part, "num_without_positives": 5, "comparisons": rivals, "slices": slices}
+    empty = {
+        "num_anchors": 0,
+        "num_without_positives": 0,
+        "systems": {},
+        "intervals": {},
+        "comparisons": {},
+        "slices": {},
+    }
+    terms = {"split": "test", "model": "best", "max_anchors": 0, "baselines": ["oracle"], "main_metrics": metrics}
+    return {**terms, "slices": ["category_of_some_length"], "tasks": {"complement": task, "none": empty}}
+
+
+def test_an_evaluation_fits_and_marks_what_the_model_does_not_differ_from() -> None:
+    lines = rendered(evaluation_tables(judgement(0.06)), 80)
+    assert max(map(len, lines)) <= 80
+    assert [line[:45].rstrip() for line in lines if "…" in line] == ["  target product_categor…: a very long value…"]
+    rows = {line.split()[0]: line for line in reversed(lines) if line.startswith("  ")}
+    assert list(reversed(rows)) == ["popularity", "co_occurrence_cosine", "model", "oracle", "anchor", "target"]
+    assert rows["model"].split()[1:3] == [".4800", "±.012"]
+    assert rows["co_occurrence_cosine"].split()[1] == ".4700≈±.012"
+    assert rows["model"].split()[-1] == "48%"
+    assert "complement: 5 anchors without a right answer are left out" in lines
+    slices = lines[lines.index("Recall@100 by slice") :]
+    assert slices[3] == "complement beside co_occurrence_cosine"
+    assert slices[4].split() == ["anchor", "popularity:", "head", "1,234", ".4800", "±.012", ".4700", "±.012"]
+    assert not [line for line in slices if "size" in line], "a column that nobody asked for"
+
+
+def test_an_evaluation_says_nothing_of_what_differs_and_dashes_what_is_no_number() -> None:
+    lines = rendered(evaluation_tables(judgement(0.04)), 80)
+    assert "≈" not in "".join(line for line in lines if "±" in line and line.startswith("  "))
+    lines = rendered(evaluation_tables(judgement(None, **dict.fromkeys(SCORES))), 80)
+    assert next(line for line in lines if line.startswith("  model")).split() == ["model", *["-"] * 5]
+
+
+def test_numbers_and_names_as_a_reader_writes_them() -> None:
+    assert [decimals(value) for value in (0.48051, -0.5, 0.99999, None)] == [".4805", "-.5000", "1.000", "-"]
+    assert [metric_title(name) for name in ("recall@10", "hit_rate@5", "ndcg@10")] == [
+        "Recall@10",
+        "Hit rate@5",
+        "NDCG@10",
+    ]

@@ -1,19 +1,26 @@
-"""The evaluator: systems x tasks -> metrics over the whole catalogue, by slice too. Reads only a prepared dataset."""
+"""The evaluator: systems x tasks -> metrics over the whole catalogue, by slice too. Reads only a prepared dataset.
+
+What a task asks is read once (`questions`), every system is ranked and judged by chunks of anchors (`measures`), then
+means, intervals and comparisons are taken over the anchors (`results`).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.errors import UserError, within
+from torchrec_mt.errors import UserError, require, within
 from torchrec_mt.retrieval.baselines.fusion import DEPTH as FUSED_DEPTH
 from torchrec_mt.retrieval.baselines.names import BASELINES, DEFAULTS, Baseline
 from torchrec_mt.retrieval.baselines.ranker import Ranker
-from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
-
-Scores = dict[str, dict[str, float]]
+from torchrec_mt.retrieval.measures import COVERED_K, main_metrics, mean_metrics, measure
+from torchrec_mt.retrieval.metrics import METRICS, depth_of, parse_metric
+from torchrec_mt.retrieval.questions import Questions, questions_of, relevant_of
+from torchrec_mt.retrieval.records import Records
+from torchrec_mt.retrieval.results import FLIPS, FORMAT, TaskResult, flips_for, task_result, tasks_json, without_nan
+from torchrec_mt.retrieval.slices import slice_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +30,32 @@ class EvaluateConfig:
     Args:
         split: test, or valid while tuning. max_anchors: at most so many anchors per task, a fixed sample; 0 takes all.
         baselines: what to compare with; "oracle" is the ceiling.
+        metrics: what to judge by, such as "recall@10"; the first four are the main ones, which are compared.
+        slices: columns of the entity data to cut slices by, "product.brand" or "brand".
     """
 
     split: Literal["valid", "test"] = "test"
     max_anchors: int = 0
     baselines: tuple[Baseline, ...] = DEFAULTS
+    metrics: tuple[str, ...] = METRICS
+    slices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         within(self, 0, 1_000_000_000, "max_anchors")
+        require(self.metrics, "metrics", self.metrics, "at least one metric")
+        require(len(set(self.metrics)) == len(self.metrics), "metrics", self.metrics, "a list without repeats")
+        for name in self.metrics:
+            try:
+                parse_metric(name)
+            except ValueError as error:
+                raise ValueError(f"metrics: {error}") from None
 
     def file_name(self, model: str) -> str:
         """Where the judgement of a run's `model` ("best" or "last") goes.
 
         metrics.json is the default judgement and nothing else: test split, best model, all anchors, default baselines.
-        Any other says in its name what it is: metrics-valid.json, metrics-test-last.json, ...
+        Any other says in its name what it is: metrics-valid.json, metrics-test-last.json, ... What is measured of it,
+        and how it is sliced, does not change a judgement's name.
         """
         differs = [model] if model != "best" else []
         if self.max_anchors:
@@ -51,46 +70,34 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Metrics of each system on one slice of a task's pairs."""
-
-    num_anchors: int
-    systems: Scores
-
-
-@dataclass(frozen=True)
-class TaskResult(Slice):
-    """Metrics of each system on one task, and by slice: "cold" candidates (never seen in training) and "warm" ones."""
-
-    slices: dict[str, Slice]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Results of all tasks, and what they were judged on."""
 
     tasks: dict[str, TaskResult]
     config: EvaluateConfig
 
-    def to_json(self, model: str) -> dict[str, object]:
-        """The stable form of `evaluation/metrics.json`; `model` ("best" or "last") is the one that was judged."""
-        return {
-            "split": self.config.split,
-            "model": model,
-            "max_anchors": self.config.max_anchors,
-            "baselines": list(self.config.baselines),
-            "tasks": {
-                name: {
-                    "num_anchors": task.num_anchors,
-                    "systems": task.systems,
-                    "slices": {
-                        key: {"num_anchors": part.num_anchors, "systems": part.systems}
-                        for key, part in task.slices.items()
-                    },
-                }
-                for name, task in self.tasks.items()
-            },
-        }
+    def to_json(self, model: str, digest: str = "") -> dict[str, Any]:
+        """The stable form of `evaluation/metrics.json`, without NaN.
+
+        Args:
+            model: "best" or "last", which was judged. digest: of the dataset.
+        """
+        tasks: dict[str, Any] = without_nan(tasks_json(self.tasks))
+        return {"format": FORMAT, **terms(self.config, model, digest), "tasks": tasks}
+
+
+def terms(config: EvaluateConfig, model: str, digest: str) -> dict[str, Any]:
+    """What a judgement is of, as JSON: at the top of metrics.json, and in the metadata of anchors.parquet."""
+    return {
+        "split": config.split,
+        "model": model,
+        "max_anchors": config.max_anchors,
+        "baselines": list(config.baselines),
+        "metrics": list(config.metrics),
+        "main_metrics": list(main_metrics(config.metrics)),
+        "slices": list(config.slices),
+        "dataset": digest,
+    }
 
 
 def judged_tasks(dataset: PreparedDataset, config: EvaluateConfig) -> list[str]:
@@ -116,19 +123,27 @@ def split_anchors(dataset: PreparedDataset, task: str, config: EvaluateConfig) -
     return anchors
 
 
+def task_questions(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> Questions:
+    """What a task asks in the split.
+
+    Raises:
+        UserError: a slice by a column that is not there.
+    """
+    columns = slice_columns(dataset, config.slices)
+    return questions_of(dataset, task, split_anchors(dataset, task, config), dataset.pairs(task, config.split), columns)
+
+
+def score(dataset: PreparedDataset, task: str, ranker: Ranker, config: EvaluateConfig) -> dict[str, float]:
+    """Means of a ranker's metrics on one task and nothing else, for validation."""
+    anchor_B = split_anchors(dataset, task, config)
+    relevant = relevant_of(anchor_B, dataset.pairs(task, config.split))
+    num_products = dataset.manifest.entities[dataset.manifest.tasks[task].candidate].count
+    return mean_metrics(anchor_B, relevant, ranker, config.metrics, num_products=num_products)
+
+
 def ranked_depth(config: EvaluateConfig) -> int:
     """How deep the model must rank for all that is asked of it."""
-    return DEPTH * (FUSED_DEPTH if "fusion" in config.baselines else 1)
-
-
-def _relevant(anchor_B: np.ndarray, pairs: Mapping[str, np.ndarray], keep: np.ndarray) -> Relevant:
-    """Kept pairs of the given anchors (ascending); a pair of grade 0 is judged irrelevant."""
-    position = np.searchsorted(anchor_B, pairs["anchor"])
-    known = keep & (pairs["grade"] > 0) & (anchor_B[np.minimum(position, len(anchor_B) - 1)] == pairs["anchor"])
-    owner, items, gains = position[known], pairs["candidate"][known], pairs["grade"][known]
-    order = np.lexsort((items, owner))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(anchor_B)))])
-    return Relevant(offsets, items[order], gains[order].astype(np.float64))
+    return max(depth_of(config.metrics), *COVERED_K) * (FUSED_DEPTH if "fusion" in config.baselines else 1)
 
 
 def evaluate_task(
@@ -138,40 +153,27 @@ def evaluate_task(
     config: EvaluateConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
-    chunk: int = 2048,
+    records: Records | None = None,
+    flips: int = FLIPS,
 ) -> TaskResult:
     """Judges every ranker on one task.
 
     Args:
-        progress: told done and total of (systems x anchors). chunk: anchors ranked at a time.
+        progress: told done and total of (systems x anchors). records: takes each system's values per anchor.
+        flips: random sign flips behind each p-value.
     """
-    anchor_B, pairs = split_anchors(dataset, task, config), dataset.pairs(task, config.split)
-    cold = dataset.train_counts(dataset.manifest.tasks[task].candidate)[pairs["candidate"]] == 0
-    slices = {"all": np.ones(len(cold), bool), "cold": cold, "warm": ~cold}
-    relevant = {name: _relevant(anchor_B, pairs, keep) for name, keep in slices.items()}
-    scores: dict[str, Scores] = {name: {} for name in slices}
+    questions, measured = task_questions(dataset, task, config), {}
+    total = len(rankers) * len(questions.anchor_B)
     for number, (system, ranker) in enumerate(rankers.items()):
-        parts = []
-        for start in range(0, len(anchor_B), chunk):
-            parts.append(ranker(anchor_B[start : start + chunk], DEPTH))
+
+        def told(done: int, all_of_it: int, number: int = number) -> None:
             if progress:
-                progress(number * len(anchor_B) + min(start + chunk, len(anchor_B)), len(rankers) * len(anchor_B))
-        ranked_BK = np.concatenate(parts) if parts else np.zeros((0, DEPTH), np.int64)
-        for name in slices:
-            scores[name][system] = _means(ranked_BK, relevant[name])
-    counts = {name: int((np.diff(relevant[name].offsets) > 0).sum()) for name in slices}
-    return TaskResult(
-        num_anchors=counts["all"],
-        systems=scores["all"],
-        slices={name: Slice(counts[name], scores[name]) for name in ("cold", "warm")},
-    )
+                progress(number * all_of_it + done, total)
 
-
-def _means(ranked_BK: np.ndarray, relevant: Relevant) -> dict[str, float]:
-    """Means over the anchors that have something relevant; 0 where none has."""
-    judged = np.diff(relevant.offsets) > 0
-    values = ranking_metrics(ranked_BK, relevant, METRICS)
-    return {name: float(values[name][judged].mean()) if judged.any() else 0.0 for name in METRICS}
+        measured[system] = measure(questions, ranker, config.metrics, progress=told)
+        if records:
+            records.write(task, system, questions, measured[system])
+    return task_result(questions, measured, config.metrics, flips)
 
 
 def evaluate_tasks(
@@ -180,17 +182,19 @@ def evaluate_tasks(
     config: EvaluateConfig,
     *,
     progress: Callable[[str, int, int], None] | None = None,
+    records: Records | None = None,
 ) -> Evaluation:
     """Judges every task's rankers; a task without rankers has no pairs in the split, and an empty result."""
     results = {}
+    flips = flips_for(sum(max(0, len(systems) - 1) for systems in rankers.values()) * len(main_metrics(config.metrics)))
     for name in dataset.manifest.tasks:
         if name not in rankers:
-            results[name] = TaskResult(0, {}, {})
+            results[name] = TaskResult(0, {})
             continue
 
         def told(done: int, total: int, name: str = name) -> None:
             if progress:
                 progress(name, done, total)
 
-        results[name] = evaluate_task(dataset, name, rankers[name], config, progress=told)
+        results[name] = evaluate_task(dataset, name, rankers[name], config, progress=told, records=records, flips=flips)
     return Evaluation(results, config)

@@ -23,10 +23,19 @@ def coverage(ranked_BK: np.ndarray, k: int, num_products: int) -> float:
     Raises:
         ValueError: k < 1.
     """
+    return float(covered(ranked_BK, k, num_products).mean())
+
+
+def covered(ranked_BK: np.ndarray, k: int, num_products: int) -> np.ndarray:
+    """Which products of the catalogue stand in at least one list: stands_N, to be joined (or) over parts of the lists.
+
+    Raises:
+        ValueError: k < 1.
+    """
     stands_N = np.zeros(num_products, bool)
     for _, item_BK in _lists(ranked_BK, k):
         stands_N[item_BK[item_BK >= 0]] = True
-    return float(stands_N.mean())
+    return stands_N
 
 
 def novelty(ranked_BK: np.ndarray, k: int, count_N: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ def depth_of(names: Iterable[str]) -> int:
     return max((parse_metric(name).k for name in names), default=0)
 
 
-METRICS = ("recall@10", "recall@100", "ndcg@10", "mrr@10")
+METRICS = ("recall@10", "recall@100", "ndcg@10", "mrr@10", "precision@10", "hit_rate@10", "map@10")
 """What a model is judged by where nothing else is asked for."""
 DEPTH = depth_of(METRICS)
 
@@ -79,6 +79,26 @@ class Relevant:
     def count_B(self) -> np.ndarray:
         """Relevant items per anchor."""
         return np.diff(self.offsets)
+
+    def rows(self, low: int, high: int) -> "Relevant":
+        """Those of the anchors from `low` to before `high`."""
+        first, last = self.offsets[low], self.offsets[high]
+        return Relevant(self.offsets[low : high + 1] - first, self.items[first:last], self.gains[first:last])
+
+    def where(self, keep: np.ndarray) -> "Relevant":
+        """Those that are kept, of all anchors.
+
+        Args:
+            keep: bool, of each relevant item.
+        """
+        offsets = np.concatenate([[0], np.cumsum(keep)])[self.offsets]
+        return Relevant(offsets, self.items[keep], self.gains[keep])
+
+    def of_anchors(self, keep_B: np.ndarray) -> "Relevant":
+        """Those of the anchors that are kept, which are numbered anew."""
+        keep = np.repeat(keep_B, self.count_B)
+        offsets = np.concatenate([[0], np.cumsum(self.count_B[keep_B])])
+        return Relevant(offsets, self.items[keep], self.gains[keep])
 
 
 @dataclass(frozen=True)

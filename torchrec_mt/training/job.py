@@ -19,7 +19,7 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, evaluate_task, ranked_depth
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, ranked_depth, score
 from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
@@ -60,8 +60,8 @@ def validate(
         return None
     metrics: Metrics = {}
     for name in tasks:
-        result = evaluate_task(dataset, name, {"model": rankers[name]}, config)
-        metrics |= {f"{name}/{metric}": value for metric, value in result.systems["model"].items()}
+        found = score(dataset, name, rankers[name], config)
+        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
     return metrics
 
 

@@ -113,9 +113,10 @@ def test_slices_part_the_pairs(dataset: PreparedDataset) -> None:
     result = evaluate_task(dataset, "similar", baseline_rankers(dataset, "similar", config), config)
     assert set(result.systems) == {"popularity", "bm25", "co_occurrence", "two_hops", "oracle"}
     assert result.num_anchors == len(np.unique(dataset.pairs("similar", "test")["anchor"]))
-    assert 0 < result.slices["cold"].num_anchors < result.num_anchors
-    assert result.slices["cold"].systems["popularity"]["recall@100"] < result.systems["oracle"]["recall@100"]
-    for part in (result, *result.slices.values()):
+    training = result.slices["target_training"]
+    assert 0 < training["cold"].num_anchors < result.num_anchors
+    assert training["cold"].systems["popularity"]["recall@100"] < result.systems["oracle"]["recall@100"]
+    for part in (result, *training.values()):
         assert all(0 <= value <= 1 for scores in part.systems.values() for value in scores.values())
 
 

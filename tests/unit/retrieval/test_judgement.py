@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 
+from torchrec_mt.config import load_config
+from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.table import evaluation_table
 from torchrec_mt.retrieval.baselines.names import BASELINES
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, Evaluation, TaskResult
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, Evaluation
 from torchrec_mt.retrieval.metrics import METRICS
+from torchrec_mt.retrieval.results import TaskResult
 
 
 @pytest.mark.parametrize(
@@ -32,21 +35,42 @@ def test_only_the_default_judgement_is_called_metrics_json(settings: dict[str, A
 
 
 def test_a_judgement_says_what_it_is_of() -> None:
-    config = EvaluateConfig(split="valid", max_anchors=1200, baselines=("oracle",))
-    said = Evaluation({"find": TaskResult(0, {}, {})}, config).to_json("last")
+    config = EvaluateConfig(split="valid", max_anchors=1200, baselines=("oracle",), metrics=("recall@10",))
+    said = Evaluation({"find": TaskResult(0, {})}, config).to_json("last", "abc")
+    empty: dict[str, Any] = {"systems": {}, "intervals": {}, "lists": {}, "comparisons": {}, "slices": {}}
     assert said == {
+        "format": 2,
         "split": "valid",
         "model": "last",
         "max_anchors": 1200,
         "baselines": ["oracle"],
-        "tasks": {"find": {"num_anchors": 0, "systems": {}, "slices": {}}},
+        "metrics": ["recall@10"],
+        "main_metrics": ["recall@10"],
+        "slices": [],
+        "dataset": "abc",
+        "tasks": {"find": {"num_anchors": 0, "num_without_positives": 0, **empty}},
     }
     title = evaluation_table(said).title
     assert title == "valid split, last model, ranked over the whole catalogue, at most 1,200 anchors a task"
 
 
 def test_rivals_stand_before_the_model_and_what_needs_it_behind() -> None:
-    systems = {name: dict.fromkeys(METRICS, 0.5) for name in ("model", *reversed(BASELINES))}
+    systems = {name: dict.fromkeys(METRICS, 0.5) for name in ("model", *BASELINES)}
     said = Evaluation({"find": TaskResult(3, systems, {})}, EvaluateConfig(baselines=BASELINES)).to_json("best")
     names = [str(cell).strip() for cell in evaluation_table(said).columns[0].cells][1:]
     assert names == [*BASELINES[:-2], "model", "fusion", "oracle"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ('["recall@10", "recal@10"]', "evaluate.metrics: 'recal@10' is no metric: write recall | "),
+        ('["recall@0"]', "evaluate.metrics: 'recall@0' is no metric"),
+        ("[]", "evaluate.metrics = (): must be at least one metric"),
+        ('["mrr@5", "mrr@5"]', "evaluate.metrics = ('mrr@5', 'mrr@5'): must be a list without repeats"),
+    ],
+)
+def test_metrics_that_are_none(metrics: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(["launch/demo.toml"], [f"evaluate.metrics={metrics}"])
+    assert message in str(caught.value)

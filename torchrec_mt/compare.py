@@ -1,0 +1,48 @@
+"""torchrec-mt compare RUN_A RUN_B: is one run's model better than another's, by how much, is it chance?
+
+Pairs the two runs anchor by anchor, from the RUN/evaluation/anchors.parquet that `torchrec-mt evaluate` wrote. Every
+difference is RUN_A minus RUN_B.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from torchrec_mt.errors import run_program
+from torchrec_mt.reporting.comparison import comparison_table
+from torchrec_mt.reporting.terminal import console
+from torchrec_mt.retrieval.comparison import Judgement, compare_runs
+from torchrec_mt.retrieval.records import records_path
+from torchrec_mt.runs import RunFolder
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The program's arguments."""
+    parser = argparse.ArgumentParser(prog="torchrec-mt compare", description=__doc__)
+    parser.add_argument("first", metavar="RUN_A", help="a run folder that `torchrec-mt evaluate` judged")
+    parser.add_argument("second", metavar="RUN_B", help="another one, judged on the same dataset")
+    parser.add_argument("--task", dest="tasks", action="append", default=[], help="repeatable; default: all tasks")
+    parser.add_argument(
+        "--metric", dest="metrics", action="append", default=[], help="repeatable; default: the main metrics of RUN_A"
+    )
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    first, second = (
+        Judgement.open(run, records_path(RunFolder.open(run).evaluation_path))
+        for run in (arguments.first, arguments.second)
+    )
+    compared = compare_runs(first, second, tasks=arguments.tasks, metrics=arguments.metrics)
+    if arguments.json:
+        print(json.dumps(compared, allow_nan=False))
+    else:
+        console().print(comparison_table(compared))
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,154 @@
+"""Two runs, anchor by anchor: reads the `anchors.parquet` of both and compares their models, task by task.
+
+Only what was asked alike is compared: the same dataset, split and anchors.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_mt.data.opening import reading
+from torchrec_mt.errors import UserError
+from torchrec_mt.retrieval.measures import LISTS
+from torchrec_mt.retrieval.records import ABOUT
+from torchrec_mt.retrieval.results import MODEL, comparison_json, flips_for, without_nan
+from torchrec_mt.retrieval.uncertainty import Comparison, compare, holm
+
+FORMAT = 1
+_ALIKE = {"dataset": "dataset digest", "split": "split", "max_anchors": "max_anchors"}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The judgement of one run, as its `anchors.parquet` has it.
+
+    Args:
+        run: the folder, as the user wrote it. about: what the judgement is of. tasks: that the model was judged on.
+    """
+
+    run: str
+    file: Path
+    about: Mapping[str, Any]
+    tasks: tuple[str, ...]
+
+    @classmethod
+    def open(cls, run: str, file: Path) -> "Judgement":
+        """Opens the file of a run.
+
+        Raises:
+            UserError: it is missing or damaged: the run is to be evaluated (again).
+        """
+        if not file.is_file():
+            raise UserError(f"run '{run}' has no {file.parent.name}/{file.name}: {_remedy(run)} first")
+        with reading(file, _remedy(run)):
+            about = json.loads((pq.read_schema(file).metadata or {})[ABOUT])
+            tasks = pq.read_table(file, columns=["task"], filters=[("system", "=", MODEL)])["task"].unique()
+        return cls(run, file, about, tuple(tasks.to_pylist()))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What every anchor has a value of."""
+        return (*self.about["metrics"], *LISTS)
+
+    def read(self, task: str, measures: Sequence[str]) -> pa.Table:
+        """Anchor, number of right answers and measures of the model on a task, by anchor."""
+        with reading(self.file, _remedy(self.run)):
+            table = pq.read_table(
+                self.file,
+                columns=["anchor", "relevant", *measures],
+                filters=[("system", "=", MODEL), ("task", "=", task)],
+            )
+        return table.sort_by("anchor")
+
+
+def _remedy(run: str) -> str:
+    return f"run `torchrec-mt evaluate {run}`"
+
+
+def compare_runs(
+    first: Judgement, second: Judgement, *, tasks: Sequence[str] = (), metrics: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the first run's model has more than the second's: means, difference, p-values, effect size, as JSON.
+
+    P-values are corrected (Holm) for all tasks and metrics that are compared here.
+
+    Args:
+        tasks: which; none means all. metrics: which; none means the main metrics of the first run that both have.
+
+    Raises:
+        UserError: the runs were not asked alike, or there is no such task or metric.
+    """
+    for key, what in _ALIKE.items():
+        if first.about[key] != second.about[key]:
+            raise UserError(
+                f"'{first.run}' and '{second.run}' differ in their {what} ({first.about[key]} and "
+                f"{second.about[key]}): only runs judged on the same can be compared; evaluate both on one prepared "
+                "dataset"
+            )
+    tasks = _chosen("--task", tasks, first.tasks, second.tasks, first.tasks)
+    metrics = _chosen("--metric", metrics, first.measures, second.measures, first.about["main_metrics"])
+    found: dict[tuple[str, str], Comparison] = {}
+    results: dict[str, Any] = {}
+    for task in tasks:
+        one, other = first.read(task, metrics), second.read(task, metrics)
+        _check_anchors(first, second, task, one, other)
+        values = [{name: table[name].to_numpy() for name in metrics} for table in (one, other)]
+        comparisons = compare(values[0], values[1], flips=flips_for(len(tasks) * len(metrics)))
+        found |= {(task, name): comparison for name, comparison in comparisons.items()}
+        means = [{name: _mean(value_B) for name, value_B in named.items()} for named in values]
+        results[task] = {
+            "num_anchors": len(one),
+            "metrics": {name: {"first": means[0][name], "second": means[1][name]} for name in metrics},
+        }
+    for (task, name), p_holm in zip(found, holm([one.p_value for one in found.values()]), strict=True):
+        results[task]["metrics"][name] |= comparison_json(found[task, name], p_holm)
+    return {
+        "format": FORMAT,
+        "first": first.run,
+        "second": second.run,
+        **{key: first.about[key] for key in _ALIKE},
+        "num_comparisons": len(found),
+        "tasks": without_nan(results),
+    }
+
+
+def _mean(value_B: np.ndarray) -> float:
+    """Mean over the anchors that have a value."""
+    known = value_B[~np.isnan(value_B)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _chosen(
+    what: str, asked: Sequence[str], first: Sequence[str], second: Sequence[str], default: Sequence[str]
+) -> list[str]:
+    """What is asked for, or what both have of the default."""
+    both = [name for name in first if name in second]
+    chosen = list(dict.fromkeys(asked)) or [name for name in default if name in both]
+    for name in chosen:
+        if name not in both:
+            raise UserError(f"{what} {name}: not in both evaluations, which share {', '.join(both) or 'none'}")
+    if not chosen:
+        raise UserError(f"the evaluations share none of {', '.join(default)}: choose with {what}, or evaluate again")
+    return chosen
+
+
+def _check_anchors(first: Judgement, second: Judgement, task: str, one: pa.Table, other: pa.Table) -> None:
+    """Refuses to pair anchors that are not the same.
+
+    Raises:
+        UserError: names the first anchor that differs.
+    """
+    relevant = [dict(zip(t["anchor"].to_pylist(), t["relevant"].to_pylist(), strict=True)) for t in (one, other)]
+    for anchor in sorted(relevant[0].keys() | relevant[1].keys()):
+        counts = [answers.get(anchor, 0) for answers in relevant]
+        if counts[0] != counts[1]:
+            raise UserError(
+                f"task '{task}': anchor '{anchor}' has {counts[0]} right answers in '{first.run}' and {counts[1]} in "
+                f"'{second.run}': evaluate both again"
+            )

@@ -163,7 +163,9 @@ def _write_pairs(
         candidates = np.where(
             (candidates == anchors) & (anchor == "product"), (candidates + GROUPS) % PRODUCTS, candidates
         )
-        ones = np.ones(size, np.float32)
+        if split != "train":  # what is judged names a pair once, as preparation has it
+            anchors, candidates = np.unique(np.stack([anchors, candidates]), axis=1)
+        ones = np.ones(len(anchors), np.float32)
         columns = {"anchor": anchors, "candidate": candidates, "count": ones, "weight": ones, "grade": ones}
         pq.write_table(pa.table(columns), path / f"pairs/{name}/{split}.parquet", row_group_size=row_group)
         if split == "train":

@@ -119,7 +119,6 @@ def test_a_model_of_another_shape(run: Path, capsys: pytest.CaptureFixture[str],
         ("known/search/candidates.offsets.npy", Path.unlink, "candidates.offsets.npy' is missing"),
         ("store/product/title.values.npy", empty, "title.values.npy' is damaged"),
         ("store/product/title.values.npy", scramble, "title.values.npy' is damaged"),
-        ("entities/product.parquet", scramble, "product.parquet' is damaged"),
     ],
 )
 def test_a_prepared_dataset(
@@ -130,6 +129,18 @@ def test_a_prepared_dataset(
     said = refused(lambda: train([*FILES, *place, "--output", str(tmp_path / "run")]), capsys)
     assert message in said
     assert "prepare again" in said
+
+
+@pytest.mark.parametrize("name", ["entities/product.parquet", "vocabulary/category.parquet"])
+@pytest.mark.parametrize("damage", [cut, scramble])
+def test_a_prepared_dataset_that_is_judged_on(
+    run: Path, shop: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Damage
+) -> None:
+    damage(shop / name)
+    said = refused(lambda: evaluate([str(run), f"--set=dataset.path={shop}"]), capsys)
+    assert f"{Path(name).name}' is damaged" in said
+    assert "prepare again" in said
+    assert not list(run.glob("evaluation/*"))
 
 
 @pytest.mark.parametrize("name", ["mined.json", "search/candidates.values.npy", "search/candidates.offsets.npy"])

@@ -53,6 +53,11 @@ def main_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(metrics[:MAIN])
 
 
+def asked_depth(metrics: Sequence[str]) -> int:
+    """How deep a ranker must rank for the metrics and the measures of lists."""
+    return max(depth_of(metrics), *COVERED_K)
+
+
 def measure(
     questions: Questions,
     ranker: Ranker,
@@ -145,7 +150,7 @@ def _ranked(
     anchor_B: np.ndarray, num_products: int, ranker: Ranker, metrics: Sequence[str], chunk: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """The lists, chunk by chunk; no deeper than there are products."""
-    depth = min(max(depth_of(metrics), *COVERED_K), num_products)
+    depth = min(asked_depth(metrics), num_products)
     step = max(1, min(chunk, _PLACES_AT_ONCE // depth))
     for low in range(0, len(anchor_B), step):
         high = min(low + step, len(anchor_B))

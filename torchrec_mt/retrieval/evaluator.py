@@ -15,8 +15,8 @@ from torchrec_mt.errors import UserError, require, within
 from torchrec_mt.retrieval.baselines.fusion import DEPTH as FUSED_DEPTH
 from torchrec_mt.retrieval.baselines.names import BASELINES, DEFAULTS, Baseline
 from torchrec_mt.retrieval.baselines.ranker import Ranker
-from torchrec_mt.retrieval.measures import COVERED_K, main_metrics, mean_metrics, measure
-from torchrec_mt.retrieval.metrics import METRICS, depth_of, parse_metric
+from torchrec_mt.retrieval.measures import asked_depth, main_metrics, mean_metrics, measure
+from torchrec_mt.retrieval.metrics import METRICS, parse_metric
 from torchrec_mt.retrieval.questions import Questions, questions_of, relevant_of
 from torchrec_mt.retrieval.records import Records
 from torchrec_mt.retrieval.results import FLIPS, FORMAT, TaskResult, flips_for, task_result, tasks_json, without_nan
@@ -143,7 +143,7 @@ def score(dataset: PreparedDataset, task: str, ranker: Ranker, config: EvaluateC
 
 def ranked_depth(config: EvaluateConfig) -> int:
     """How deep the model must rank for all that is asked of it."""
-    return max(depth_of(config.metrics), *COVERED_K) * (FUSED_DEPTH if "fusion" in config.baselines else 1)
+    return asked_depth(config.metrics) * (FUSED_DEPTH if "fusion" in config.baselines else 1)
 
 
 def evaluate_task(

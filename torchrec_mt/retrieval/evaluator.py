@@ -125,6 +125,12 @@ def _relevant(anchor_B: np.ndarray, pairs: Mapping[str, np.ndarray], keep: np.nd
     return Relevant(offsets, items[order], gains[order].astype(np.float64))
 
 
+def split_relevant(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> Relevant:
+    """The right answers to the anchors of `split_anchors`, cold and warm."""
+    pairs = dataset.pairs(task, config.split)
+    return _relevant(split_anchors(dataset, task, config), pairs, np.ones(len(pairs["anchor"]), bool))
+
+
 def evaluate_task(
     dataset: PreparedDataset,
     task: str,

@@ -24,7 +24,8 @@ from torchrec_mt.reporting.indexes import entity_report, index_sentences, index_
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.encode import encode
 from torchrec_mt.retrieval.evaluator import judged_tasks, split_anchors, split_relevant
-from torchrec_mt.retrieval.indexes import Questions, measure, structures
+from torchrec_mt.retrieval.index_grid import structures
+from torchrec_mt.retrieval.indexes import Questions, measure
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
 
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     if not 0 < arguments.wish <= 1:
-        raise UserError(f"--wish {arguments.wish:g}: a share above 0 and up to 1, such as 0.95")
+        raise UserError(f"--wish {arguments.wish:g}: must be a share above 0 and at most 1, such as 0.95")
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from torchrec_mt.reporting.trimmed import Trimmed
-from torchrec_mt.retrieval.indexes import DEPTH, FLAT, Measured, recommended
+from torchrec_mt.retrieval.index_grid import FLAT
+from torchrec_mt.retrieval.indexes import DEPTH, Measured, recommended
 
 
 def entity_report(
@@ -59,16 +60,14 @@ def _table(name: str, entity: Mapping[str, Any], report: Mapping[str, Any]) -> R
         best = front(entity["settings"], task)
         flat = [one for one in entity["settings"] if one["factory"] == FLAT and one not in best]
         for one in [entity["exact"], *flat, *best]:
-            table.add_row(
-                " ".join(filter(None, (one["factory"], one["search"]))), *_cells(one, one["tasks"][task], exact)
-            )
+            table.add_row(f"{one['factory']} {one['search']}".rstrip(), *_cells(one, one["tasks"][task], exact))
     title = (
         f"{name}: {entity['candidates']:,} candidates, {report['split']} split; of {len(entity['settings'])} "
-        "settings those that no other beats in recall and speed"
+        "settings, those that no other beats in recall and speed"
     )
     legend = (
-        f"@10, @{DEPTH}: share of the exact best that is found; task's: what the task's Recall@{DEPTH} changes; queries "
-        f"a second: 1 by 1 on one thread, in a batch on {report['threads']}"
+        f"@10, @{DEPTH}: share of the exact best that is found; task's: change of the task's own Recall@{DEPTH}; "
+        f"queries a second: 1 by 1 on one thread, in a batch on {report['threads']}"
     )
     left_out = [Text(f"left out: {what}: {why}", style="dim") for what, why in entity["left_out"].items()]
     return Group(Text(title, style="bold"), table, Text(legend, style="dim"), *left_out)
@@ -133,7 +132,7 @@ def _seconds(setting: Mapping[str, Any], tasks: Sequence[str]) -> float:
 
 
 def _words(setting: Mapping[str, Any]) -> str:
-    """As FAISS takes it: factory string, then parameters; those of building in brackets."""
+    """As FAISS takes them: factory string, then parameters; those of building in brackets."""
     return " ".join(
         part for part in (setting["factory"], setting["build"] and f"({setting['build']})", setting["search"]) if part
     )

@@ -28,9 +28,9 @@ class Structure:
 def structures(candidates: int, width: int) -> tuple[list[Structure], dict[str, str]]:
     """The indexes to measure on a catalogue, and the factory strings of those left out, with the reason.
 
-    IVF gets about sqrt(N) and 4 sqrt(N) lists (powers of two): "Guidelines to choose an index", FAISS's wiki. PQ codes
-    are a byte per 4 dimensions, or 4 bits per 2 in the fast-scan form ("x4fs"), which may be re-ranked with the full
-    vectors ("RFlat").
+    IVF gets about 4 sqrt(N) lists, the least that FAISS's wiki asks for ("Guidelines to choose an index"), and about
+    sqrt(N), which smaller catalogues can train; both as powers of two. PQ codes are a byte per 4 dimensions, or 4 bits
+    per 2 in the fast-scan form ("x4fs"), which may be re-ranked with the full vectors ("RFlat").
     """
     few, many = (1 << int(math.log2(factor * math.sqrt(candidates))) for factor in (1, 4))
     trained = {few: _POINTS_PER_CENTROID * few, many: _POINTS_PER_CENTROID * many}

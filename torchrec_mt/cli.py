@@ -17,6 +17,7 @@ PROGRAMS = {
     "mine": "hard negatives for the next training, from a run's model",
     "evaluate": "score a run and the baselines over the whole catalogue",
     "compare": "compare the models of two evaluated runs, anchor by anchor",
+    "indexes": "measure approximate indexes on a run's vectors, and recommend one",
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
 from torchrec_mt.errors import exit_code_of
 from torchrec_mt.evaluate import main as evaluate
+from torchrec_mt.indexes import main as indexes
 from torchrec_mt.mine import main as mine
 from torchrec_mt.prepare import main as prepare
 from torchrec_mt.train import main as train
@@ -168,6 +169,7 @@ def test_no_right_to_write(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
             "metrics.json": lambda: evaluate([str(tmp_path / "run"), "--set=evaluate.max_anchors=20"]),
             "run": lambda: train([*command, "--overwrite"]),
             "new": lambda: train([*command[:-1], str(tmp_path / "new")]),
+            "indexes.json": lambda: indexes([str(tmp_path / "run"), "--task=search", "--set=evaluate.max_anchors=5"]),
             "mined": lambda: mine([str(tmp_path / "run"), "--depth=5", "--per-anchor=2"]),
         }
         for name, program in programs.items():

@@ -16,7 +16,7 @@ from torchrec_mt.retrieval.baselines.fusion import DEPTH as FUSED_DEPTH
 from torchrec_mt.retrieval.baselines.names import BASELINES, DEFAULTS, Baseline
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.measures import asked_depth, main_metrics, mean_metrics, measure
-from torchrec_mt.retrieval.metrics import METRICS, parse_metric
+from torchrec_mt.retrieval.metrics import METRICS, Relevant, parse_metric
 from torchrec_mt.retrieval.questions import Questions, questions_of, relevant_of
 from torchrec_mt.retrieval.records import Records
 from torchrec_mt.retrieval.results import FLIPS, FORMAT, TaskResult, flips_for, task_result, tasks_json, without_nan
@@ -135,8 +135,7 @@ def task_questions(dataset: PreparedDataset, task: str, config: EvaluateConfig) 
 
 def score(dataset: PreparedDataset, task: str, ranker: Ranker, config: EvaluateConfig) -> dict[str, float]:
     """Means of a ranker's metrics on one task and nothing else, for validation."""
-    anchor_B = split_anchors(dataset, task, config)
-    relevant = relevant_of(anchor_B, dataset.pairs(task, config.split))
+    anchor_B, relevant = split_anchors(dataset, task, config), split_relevant(dataset, task, config)
     num_products = dataset.manifest.entities[dataset.manifest.tasks[task].candidate].count
     return mean_metrics(anchor_B, relevant, ranker, config.metrics, num_products=num_products)
 
@@ -144,6 +143,11 @@ def score(dataset: PreparedDataset, task: str, ranker: Ranker, config: EvaluateC
 def ranked_depth(config: EvaluateConfig) -> int:
     """How deep the model must rank for all that is asked of it."""
     return asked_depth(config.metrics) * (FUSED_DEPTH if "fusion" in config.baselines else 1)
+
+
+def split_relevant(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> Relevant:
+    """The right answers to the anchors of `split_anchors`."""
+    return relevant_of(split_anchors(dataset, task, config), dataset.pairs(task, config.split))
 
 
 def evaluate_task(

@@ -14,7 +14,7 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
-from torchrec_mt.reporting.table import evaluation_table
+from torchrec_mt.reporting.table import evaluation_table, judged_table
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.baselines import Ranker
 from torchrec_mt.retrieval.encode import model_rankers
@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(evaluation))
     else:
-        console().print(evaluation_table(evaluation))
+        for table in (evaluation_table(evaluation), judged_table(evaluation)):
+            if table is not None:
+                console().print(table)
         console().print(f"run: {run.path}   metrics: {path}", soft_wrap=True)
     return 0
 

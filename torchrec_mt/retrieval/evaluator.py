@@ -1,7 +1,7 @@
 """The evaluator: systems x tasks -> metrics over the whole catalogue, by slice too. Reads only a prepared dataset."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,6 +11,7 @@ from torchrec_mt.errors import UserError, within
 from torchrec_mt.retrieval.baselines import Ranker, co_occurrence, oracle, popularity
 from torchrec_mt.retrieval.bm25 import bm25
 from torchrec_mt.retrieval.metrics import DEPTH, METRICS, Relevant, ranking_metrics
+from torchrec_mt.retrieval.pools import PoolResult, judge_pool
 
 Baseline = Literal["popularity", "bm25", "co_occurrence", "oracle"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
@@ -59,9 +60,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class TaskResult(Slice):
-    """Metrics of each system on one task, and by slice: "cold" candidates (never seen in training) and "warm" ones."""
+    """Metrics of each system on one task, and by slice: "cold" candidates (never seen in training) and "warm" ones.
+
+    Args:
+        judged: measures on the judged pool; None where no pair was judged irrelevant.
+    """
 
     slices: dict[str, Slice]
+    judged: PoolResult | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Evaluation:
                         for key, part in task.slices.items()
                     },
                 }
+                | ({"judged": asdict(task.judged)} if task.judged else {})
                 for name, task in self.tasks.items()
             },
         }
@@ -204,5 +211,7 @@ def evaluate_tasks(
             if progress:
                 progress(name, done, total)
 
-        results[name] = evaluate_task(dataset, name, rankers[name], config, progress=told)
+        result = evaluate_task(dataset, name, rankers[name], config, progress=told)
+        anchor_B = split_anchors(dataset, name, config)
+        results[name] = replace(result, judged=judge_pool(dataset, name, config.split, anchor_B, rankers[name]))
     return Evaluation(results, config)

@@ -2,8 +2,8 @@
 
     condensed_ndcg@K  NDCG@K of the list without its unjudged items (Sakai, SIGIR 2007, "Alternatives to bpref")
     ndcg@K            NDCG@K of the list as it is: unjudged counts as 0, so a lower bound
-    bpref             mean over the R relevant items of 1 - min(n, R) / min(N, R), where n of the N irrelevant ones stand
-                      before the item; 0 where it is not in the list (Buckley & Voorhees, SIGIR 2004; as trec_eval)
+    bpref             mean over the R relevant items of 1 - min(n, R) / min(N, R), where n of the N irrelevant ones
+                      stand before it; 0 where it is not in the list (Buckley & Voorhees, SIGIR 2004; as trec_eval)
     unjudged@K        items among the first K that nobody judged / K, also where the list is shorter
 
 Relevant is what has a grade above 0, and the grade is the gain (linear), as in `metrics`. Also as there: the order is

@@ -1,4 +1,4 @@
-"""Systems on a judged pool: where pairs of grade 0 say what is irrelevant, all other candidates are unjudged, not wrong.
+"""Systems on a judged pool: pairs of grade 0 say what is irrelevant, so the other candidates are unjudged, not wrong.
 
 The evaluator asks it beside its own metrics; `judged.py` has the measures.
 """

@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-_ORDER = ("random", "popularity", "bm25", "co_occurrence", "model", "oracle")
+_ORDER = ("random_order", "popularity", "bm25", "co_occurrence", "model", "oracle")
 _COLUMNS = {"recall@10": "Recall@10", "recall@100": "Recall@100", "ndcg@10": "NDCG@10", "mrr@10": "MRR@10"}
 _JUDGED_COLUMNS = {
     "condensed_ndcg@10": "judged NDCG@10",

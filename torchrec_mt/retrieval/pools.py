@@ -12,14 +12,14 @@ from torchrec_mt.data.dataset import PreparedDataset, Split
 from torchrec_mt.retrieval.baselines import Ranker, same_entity
 from torchrec_mt.retrieval.judged import Judged, judged_metrics, random_expectation
 
-RANDOM = "random"
+RANDOM = "random_order"
 """The row of a random order of the catalogue: where it is high, a measure tells little."""
 _PLACES_AT_ONCE = 1 << 20  # 8 MiB of int64; rankers hold a few times as much
 
 
 @dataclass(frozen=True)
 class PoolResult:
-    """Measures of each system on a judged pool, "random" first.
+    """Measures of each system on a judged pool, "random_order" first.
 
     Args:
         num_anchors: anchors that have something relevant; the means are over them. num_judged: their judged pairs.

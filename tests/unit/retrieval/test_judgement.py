@@ -46,12 +46,12 @@ def test_a_judgement_says_what_it_is_of() -> None:
 
 
 def test_a_pool_is_shown_with_the_random_order_first() -> None:
-    systems = {name: dict.fromkeys(judged_names(), value) for name, value in (("model", 0.5), ("random", 0.25))}
+    systems = {name: dict.fromkeys(judged_names(), value) for name, value in (("model", 0.5), ("random_order", 0.25))}
     pool = TaskResult(0, {}, {}, PoolResult(7, 1234, systems))
     said = Evaluation({"find": pool, "other": TaskResult(0, {}, {})}, EvaluateConfig()).to_json("best")
     assert said["tasks"]["find"]["judged"] == {"num_anchors": 7, "num_judged": 1234, "systems": systems}  # type: ignore[index]
     table = judged_table(said)
     assert table is not None
     first, second = (list(column.cells) for column in table.columns[:2])
-    assert first == ["[bold]find[/] [dim]7 anchors, 1,234 judged pairs[/]", "  random", "  model"]
+    assert first == ["[bold]find[/] [dim]7 anchors, 1,234 judged pairs[/]", "  random_order", "  model"]
     assert second == ["", "0.2500", "0.5000"]

@@ -54,7 +54,7 @@ def test_only_the_pool_is_measured_as_one_and_beside_the_usual_metrics(tmp_path:
     block = said["rated"]["judged"]
     # q2 has nothing relevant. q1: a 3, e 1, c 0, of five products.
     assert (block["num_anchors"], block["num_judged"]) == (said["rated"]["num_anchors"], 3) == (1, 3)
-    assert list(block["systems"]) == ["random", "popularity", "bm25", "oracle"]
+    assert list(block["systems"]) == ["random_order", "popularity", "bm25", "oracle"]
     assert all(list(row) == list(judged_names()) for row in block["systems"].values())
     for system in ("popularity", "bm25", "oracle"):
         assert block["systems"][system]["ndcg@10"] == pytest.approx(said["rated"]["systems"][system]["ndcg@10"])
@@ -67,7 +67,7 @@ def test_only_the_pool_is_measured_as_one_and_beside_the_usual_metrics(tmp_path:
     # "hat": a and b hold the word, a is judged and b is not; e is not found.
     bm25 = block["systems"]["bm25"]
     assert (bm25["unjudged@10"], bm25["bpref"]) == (0.1, 0.5)
-    assert block["systems"]["random"]["unjudged@10"] == pytest.approx(2 / 10)
+    assert block["systems"]["random_order"]["unjudged@10"] == pytest.approx(2 / 10)
 
 
 def test_positive_judgements_alone_are_no_pool(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
             tasks,
             config.evaluate,
             here.device,
-            depth=ranked_depth(config.evaluate),
+            depths={name: ranked_depth(dataset, name, config.evaluate) for name in tasks},
             progress=show,
         )
 

@@ -152,7 +152,8 @@ class GivenPairs:
     Args:
         anchor, candidate: id columns.
         weight: column of loss weights >= 0 (summed over repeats); none means 1 per pair.
-        grade: column of relevance grades >= 0; pairs below `min_grade` are left out; NDCG uses it as gain.
+        grade: column of relevance grades >= 0; pairs below `min_grade` are left out; NDCG uses it as gain. Pairs of
+            grade 0 that are kept are judged irrelevant: they are never trained and make their split a judged pool.
         label: column of labels (strings or integers), in place of `grade`; roles: what each label says of its pair in
             this task. A number > 0 is the grade of a positive pair; "negative" makes the candidate a named negative of
             the anchor; "ignore": never trained, never a negative. Other labels' pairs are left out.

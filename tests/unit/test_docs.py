@@ -24,6 +24,7 @@ DATA_HEADINGS = {
     "SyntheticShop": "### `source`",
     "BundleRec": "### `source`",
     "CompleteJourney": "### `source`",
+    "Icecat": "### `source`",
     "Table": "## `[dataset.tables.NAME]`",
     "Entity": "## `[dataset.entities.NAME]`",
     "IdFeature": "### `features`",

@@ -15,6 +15,12 @@ ALPHA = 0.05
 _PLAIN = ("anchor_popularity", "anchor_words", "target_training", "target_popularity")
 """Slicings that are always shown; of the columns of the data only those asked for."""
 _OF_ORACLE = "recall@100"
+_JUDGED_COLUMNS = {
+    "condensed_ndcg@10": "judged NDCG@10",
+    "ndcg@10": "NDCG@10",
+    "bpref": "bpref",
+    "unjudged@10": "unjudged@10",
+}
 _NO_RIVALS = ("model", "fusion", "oracle")
 
 
@@ -28,6 +34,9 @@ def evaluation_tables(evaluation: Mapping[str, Any]) -> RenderableType:
         if result["num_without_positives"]:
             notes.append(f"{task}: {result['num_without_positives']:,} anchors without a right answer are left out")
     parts: list[RenderableType] = [evaluation_table(evaluation), Text(), *(Text(note, style="dim") for note in notes)]
+    pools = judged_table(evaluation)
+    if pools.row_count:
+        parts += [Text(), pools]
     slices = slices_table(evaluation)
     if slices.row_count:
         parts += [Text(), slices]
@@ -47,6 +56,20 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for task, result in evaluation["tasks"].items():
         _add_task(table, task, result, metrics, share=share)
+    return table
+
+
+def judged_table(evaluation: Mapping[str, Any]) -> Table:
+    """Measures of the judged pools per task and system, a random order first."""
+    table = plain_table("judged pools: unjudged candidates left out, or counted", "task (anchors, judged), system")
+    for title in _JUDGED_COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for task, result in evaluation["tasks"].items():
+        if pool := result.get("judged"):
+            table.add_row(f"[bold]{task}[/] [dim]({pool['num_anchors']:,}, {pool['num_judged']:,})[/]")
+            for name in (names := ordered(pool["systems"])):
+                cells = [decimals(pool["systems"][name][measure]) for measure in _JUDGED_COLUMNS]
+                table.add_row(f"  {name}", *cells, end_section=name == names[-1])
     return table
 
 

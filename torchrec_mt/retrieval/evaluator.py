@@ -5,7 +5,7 @@ means, intervals and comparisons are taken over the anchors (`results`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from torchrec_mt.retrieval.baselines.names import BASELINES, DEFAULTS, Baseline
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.measures import asked_depth, main_metrics, mean_metrics, measure
 from torchrec_mt.retrieval.metrics import METRICS, Relevant, parse_metric
+from torchrec_mt.retrieval.pools import judge_pool, pool_depth
 from torchrec_mt.retrieval.questions import Questions, questions_of, relevant_of
 from torchrec_mt.retrieval.records import Records
 from torchrec_mt.retrieval.results import FLIPS, FORMAT, TaskResult, flips_for, task_result, tasks_json, without_nan
@@ -140,9 +141,11 @@ def score(dataset: PreparedDataset, task: str, ranker: Ranker, config: EvaluateC
     return mean_metrics(anchor_B, relevant, ranker, config.metrics, num_products=num_products)
 
 
-def ranked_depth(config: EvaluateConfig) -> int:
+def ranked_depth(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> int:
     """How deep the model must rank for all that is asked of it."""
-    return asked_depth(config.metrics) * (FUSED_DEPTH if "fusion" in config.baselines else 1)
+    anchors = len(split_anchors(dataset, task, config))
+    depth = max(asked_depth(config.metrics), pool_depth(dataset, task, config.split, anchors))
+    return depth * (FUSED_DEPTH if "fusion" in config.baselines else 1)
 
 
 def split_relevant(dataset: PreparedDataset, task: str, config: EvaluateConfig) -> Relevant:
@@ -200,5 +203,7 @@ def evaluate_tasks(
             if progress:
                 progress(name, done, total)
 
-        results[name] = evaluate_task(dataset, name, rankers[name], config, progress=told, records=records, flips=flips)
+        result = evaluate_task(dataset, name, rankers[name], config, progress=told, records=records, flips=flips)
+        pool = judge_pool(dataset, name, config.split, split_anchors(dataset, name, config), rankers[name])
+        results[name] = replace(result, judged=pool)
     return Evaluation(results, config)

@@ -201,14 +201,14 @@ def _metric(metric: Metric, hits: Hits, ordinal_H: np.ndarray, count_B: np.ndarr
         case "hit_rate":
             return np.where(np.isnan(count_B), np.nan, summed() > 0)
         case "ndcg":
-            return summed(hits.gain_H[inside_H] / np.log2(rank_H + 2)) / _ideal_dcg(relevant, metric.k)
+            return summed(hits.gain_H[inside_H] / np.log2(rank_H + 2)) / ideal_dcg(relevant, metric.k)
         case "mrr":
             return np.where(np.isnan(count_B), np.nan, summed(np.where(ordinal_H == 1, 1 / (rank_H + 1), 0.0)))
         case "map":
             return summed(ordinal_H / (rank_H + 1)) / count_B
 
 
-def _ideal_dcg(relevant: Relevant, k: int) -> np.ndarray:
+def ideal_dcg(relevant: Relevant, k: int) -> np.ndarray:
     """The largest discounted gain of k places, per anchor; NaN without relevant items."""
     count_B = relevant.count_B
     owner = np.repeat(np.arange(len(count_B)), count_B)

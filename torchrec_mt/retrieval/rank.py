@@ -3,7 +3,7 @@
 Legend: B anchors of a chunk, N anchors of a task, K depth, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.distributed.collectives import gather, rank_and_size
+from torchrec_mt.distributed.collectives import gather, rank_and_size, sum_over_ranks
 from torchrec_mt.retrieval.encode import Part, encode, encode_part
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
 from torchrec_mt.retrieval.topk import Catalogue, Excluded, best_keys, scores_and_rows, shifted_keys
@@ -30,6 +30,7 @@ class ShardedCatalogue:
     def __init__(self, part: Part, device: torch.device) -> None:
         self._first, self._device = part.first, device
         self._own = Catalogue(part.vector_PD, device=device)
+        self.candidates = int(sum_over_ranks(torch.tensor(len(part.vector_PD), device=device)))
 
     def topk(self, anchor_BD: Tensor, k: int, excluded: Excluded | None = None) -> tuple[Tensor, Tensor]:
         """As `Catalogue.topk`: scores_BK and rows_BK of the whole catalogue, the same bits on any number of ranks."""
@@ -47,11 +48,12 @@ class ModelRanker:
     """A task's ranking by the model, made beforehand.
 
     Args:
-        id_N: the anchors, as ascending catalogue rows. rows_NK: their candidates, best first.
+        id_N: the anchors, as ascending catalogue rows. rows_NK: their candidates, best first. candidates: how many
+            there are.
     """
 
-    def __init__(self, id_N: np.ndarray, rows_NK: np.ndarray) -> None:
-        self._id_N, self._rows_NK = id_N, rows_NK
+    def __init__(self, id_N: np.ndarray, rows_NK: np.ndarray, candidates: int) -> None:
+        self._id_N, self._rows_NK, self._candidates = id_N, rows_NK, candidates
 
     def __call__(self, anchor_B: np.ndarray, k: int) -> np.ndarray:
         """Best candidates of each anchor, best first: rows_BK.
@@ -59,9 +61,11 @@ class ModelRanker:
         Raises:
             ValueError: more than was ranked.
         """
-        if k > self._rows_NK.shape[1]:
-            raise ValueError(f"{k} candidates an anchor are asked for, {self._rows_NK.shape[1]} were ranked")
-        return self._rows_NK[np.searchsorted(self._id_N, anchor_B), :k]
+        ranked = self._rows_NK.shape[1]
+        if min(k, self._candidates) > ranked:
+            raise ValueError(f"{k} candidates an anchor are asked for, {ranked} were ranked")
+        rows_BK = self._rows_NK[np.searchsorted(self._id_N, anchor_B), :k]
+        return np.pad(rows_BK, ((0, 0), (0, max(0, k - ranked))), constant_values=-1)
 
 
 def rank_anchors(
@@ -74,14 +78,14 @@ def rank_anchors(
     progress: Callable[[int, int], None] | None = None,
 ) -> ModelRanker:
     """The `depth` best candidates of every anchor, the anchor itself left out on wish. Called on every rank."""
-    parts = []
+    depth, parts = min(depth, catalogue.candidates), []
     for start in range(0, len(id_N), _ANCHORS_AT_ONCE):
         here = slice(start, start + _ANCHORS_AT_ONCE)
         own = Excluded.one_each(torch.from_numpy(id_N[here]).to(anchor_ND.device)) if exclude_self else None
         parts.append(catalogue.topk(anchor_ND[here], depth, own)[1].cpu().numpy())
         if progress:
             progress(min(start + _ANCHORS_AT_ONCE, len(id_N)), len(id_N))
-    return ModelRanker(id_N, np.concatenate([np.zeros((0, depth), np.int64), *parts]))
+    return ModelRanker(id_N, np.concatenate([np.zeros((0, depth), np.int64), *parts]), catalogue.candidates)
 
 
 def model_rankers(
@@ -92,14 +96,14 @@ def model_rankers(
     config: EvaluateConfig,
     device: torch.device,
     *,
-    depth: int,
+    depths: Mapping[str, int],
     folder: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, ModelRanker]:
     """A ranker per task: each catalogue is encoded once, then every task's anchors. Called on every rank.
 
     Args:
-        depth: how deep anchors are ranked. folder: where catalogues' vectors lie in files; none is memory.
+        depths: how deep each task's anchors are ranked. folder: where catalogues' vectors lie in files; none is memory.
         progress: told what is done, how much of it, of how much.
     """
 
@@ -121,7 +125,7 @@ def model_rankers(
             anchor_ND,
             id_N,
             catalogues[task.candidate],
-            depth,
+            depths[name],
             exclude_self=task.anchor == task.candidate,
             progress=told(f"{name} ranking"),
         )

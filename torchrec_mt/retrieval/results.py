@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from torchrec_mt.retrieval.measures import Measured, main_metrics
+from torchrec_mt.retrieval.pools import PoolResult
 from torchrec_mt.retrieval.questions import Questions
 from torchrec_mt.retrieval.slices import lumped
 from torchrec_mt.retrieval.uncertainty import Comparison, Interval, bootstrap, compare, holm
@@ -39,12 +40,14 @@ class TaskResult(Slice):
         lists: means of the measures of lists by system, and coverage.
         comparisons: the model minus each other system, by main metric; p-values as they are.
         slices: by slicing and label, the main metrics.
+        judged: measures on the judged pool; None where no pair was judged irrelevant.
     """
 
     num_without_positives: int = 0
     lists: Scores = field(default_factory=dict)
     comparisons: Comparisons = field(default_factory=dict)
     slices: dict[str, dict[str, Slice]] = field(default_factory=dict)
+    judged: PoolResult | None = None
 
 
 def task_result(
@@ -171,6 +174,7 @@ def tasks_json(tasks: Mapping[str, TaskResult]) -> dict[str, Any]:
                 for slicing, labels in task.slices.items()
             },
         }
+        | ({"judged": asdict(task.judged)} if task.judged else {})
         for name, task in tasks.items()
     }
 

@@ -19,7 +19,8 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, ranked_depth, score
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, score
+from torchrec_mt.retrieval.measures import asked_depth
 from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
@@ -55,7 +56,8 @@ def validate(
     """Metrics by "TASK/METRIC" on a fixed sample of validation anchors; None on all ranks but the main one."""
     config = EvaluateConfig(split="valid", max_anchors=max_anchors, baselines=())
     tasks = validated_tasks(dataset, schema)
-    rankers = model_rankers(model, collator, dataset, tasks, config, here.device, depth=ranked_depth(config))
+    depths = dict.fromkeys(tasks, asked_depth(config.metrics))
+    rankers = model_rankers(model, collator, dataset, tasks, config, here.device, depths=depths)
     if not here.is_main:
         return None
     metrics: Metrics = {}

@@ -6,10 +6,12 @@ import pytest
 
 from torchrec_mt.config import load_config
 from torchrec_mt.errors import UserError
-from torchrec_mt.reporting.table import evaluation_table
+from torchrec_mt.reporting.table import evaluation_table, judged_table
 from torchrec_mt.retrieval.baselines.names import BASELINES
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, Evaluation
+from torchrec_mt.retrieval.judged import judged_names
 from torchrec_mt.retrieval.metrics import METRICS
+from torchrec_mt.retrieval.pools import PoolResult
 from torchrec_mt.retrieval.results import TaskResult
 
 
@@ -52,6 +54,7 @@ def test_a_judgement_says_what_it_is_of() -> None:
     }
     title = evaluation_table(said).title
     assert title == "valid split, last model, ranked over the whole catalogue, at most 1,200 anchors a task"
+    assert not judged_table(said).row_count
 
 
 def test_rivals_stand_before_the_model_and_what_needs_it_behind() -> None:
@@ -74,3 +77,14 @@ def test_metrics_that_are_none(metrics: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(["launch/demo.toml"], [f"evaluate.metrics={metrics}"])
     assert message in str(caught.value)
+
+
+def test_a_pool_is_shown_with_the_random_order_first() -> None:
+    systems = {name: dict.fromkeys(judged_names(), value) for name, value in (("model", 0.5), ("random_order", 0.25))}
+    pool = TaskResult(0, {}, judged=PoolResult(7, 1234, systems))
+    said = Evaluation({"find": pool, "other": TaskResult(0, {})}, EvaluateConfig()).to_json("best")
+    assert said["tasks"]["find"]["judged"] == {"num_anchors": 7, "num_judged": 1234, "systems": systems}
+    table = judged_table(said)
+    first, second = (list(column.cells) for column in table.columns[:2])
+    assert first == ["[bold]find[/] [dim](7, 1,234)[/]", "  random_order", "  model"]
+    assert second == ["", ".2500", ".5000"]

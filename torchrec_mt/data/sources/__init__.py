@@ -8,11 +8,12 @@ from pathlib import Path
 from torchrec_mt.data.sources.bundlerec import BundleRec, write_bundlerec
 from torchrec_mt.data.sources.complete_journey import CompleteJourney, write_complete_journey
 from torchrec_mt.data.sources.files import Files
+from torchrec_mt.data.sources.icecat import Icecat, write_icecat
 from torchrec_mt.data.sources.synthetic_shop import SyntheticShop, check_synthetic_shop, write_synthetic_shop
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema, TimeSplit
 
-Source = Files | SyntheticShop | BundleRec | CompleteJourney
+Source = Files | SyntheticShop | BundleRec | CompleteJourney | Icecat
 
 
 def check_truth(source: Source, schema: Schema) -> None:
@@ -60,4 +61,6 @@ def materialise(source: Source, folder: Path) -> tuple[Path, str]:
             write_bundlerec(source, folder)
         case CompleteJourney():
             write_complete_journey(source, folder)
+        case Icecat():
+            write_icecat(source, folder)
     return folder, json.dumps(asdict(source), sort_keys=True)

@@ -1,6 +1,7 @@
 """Catalogues large enough for the scan, friendly and hostile, against float64 scores and a stable sort."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchrec_mt.retrieval import scan, topk
+from torchrec_mt.retrieval.excluded import Excluded
 from torchrec_mt.retrieval.scan import score_error
-from torchrec_mt.retrieval.topk import Catalogue, Excluded
+from torchrec_mt.retrieval.topk import Catalogue
 
 N, D = 20_000, 24
 PRECISIONS = ["float32", "bfloat16"]
@@ -159,3 +161,54 @@ def test_no_number_is_named(bad: float) -> None:
         Catalogue(vector_ND)
     with pytest.raises(ValueError, match="anchors row 1 "):
         Catalogue(random_vectors(N, 1)).topk(vector_ND[17_000:17_003], 5)
+
+
+def test_ties_without_end_and_several_exclusions() -> None:
+    """Nothing of any anchor is kept by the scan; exclusions with repeated owners meet its empty lists."""
+    vector_ND = random_vectors(1, 6).expand(N, D).contiguous()
+    owner_L = torch.arange(600).repeat_interleave(2)
+    excluded = Excluded(owner_L, torch.arange(1200) % 7)
+    _, rows_BK = Catalogue(vector_ND).topk(random_vectors(600, 2), 5, excluded=excluded)
+    for rows_K, left_out in zip(rows_BK.tolist(), (torch.arange(1200) % 7).view(600, 2).tolist(), strict=True):
+        assert rows_K == [row for row in range(7) if row not in left_out][:5]
+
+
+@pytest.mark.parametrize("at_once", [0, 1 << 23])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("ours", "theirs"), [(3e19, 3e19), (1e20, 1e20), (1e-3, 3.3e38)])
+def test_scores_beyond_the_range_of_the_scan(
+    ours: float, theirs: float, precision: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topk, "_SCORES_AT_ONCE", at_once)
+    vector_ND = random_vectors(N, 1, 4).clamp(-1, 1) * theirs
+    anchor_BD = random_vectors(30, 2, 4) * ours
+    rows_BK = Catalogue(vector_ND, precision=precision).topk(anchor_BD, 5)[1]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(rows_BK.numpy(), slow_topk(anchor_BD, vector_ND, 5))
+
+
+def test_one_long_list_of_exclusions_slows_its_own_anchor_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    whole = Catalogue._score_all
+
+    def noted(self: Catalogue, anchor_QD: Tensor, *rest: Any) -> Tensor:
+        asked.append(len(anchor_QD))
+        return whole(self, anchor_QD, *rest)
+
+    monkeypatch.setattr(Catalogue, "_score_all", noted)
+    vector_ND, anchor_BD = random_vectors(N, 1), random_vectors(40, 2)
+    excluded = Excluded(torch.full((5000,), 3), torch.arange(5000) * 4)
+    banned_BN = np.zeros((40, N), bool)
+    banned_BN[3, np.arange(5000) * 4] = True
+    rows_BK = Catalogue(vector_ND).topk(anchor_BD, 50, excluded=excluded)[1]
+    np.testing.assert_array_equal(rows_BK.numpy(), slow_topk(anchor_BD, vector_ND, 50, banned_BN))
+    assert asked == [1]
+
+
+def test_questions_that_make_no_sense() -> None:
+    catalogue, anchor_BD = Catalogue(random_vectors(N, 1)), random_vectors(4, 2)
+    for allowed_N in (torch.tensor([0, 5, 7]), torch.ones(N - 1, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="allowed_N must hold a bool for each of the 20000"):
+            catalogue.topk(anchor_BD, 5, allowed_N=allowed_N)
+    for owners in ([1, 0], [0, 4], [-1, 0]):
+        with pytest.raises(ValueError, match="owner_L must"):
+            catalogue.topk(anchor_BD, 5, excluded=Excluded(torch.tensor(owners), torch.tensor([1, 2])))

@@ -18,7 +18,8 @@ from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError
 
 BLOCK = 4096
-"""Entities of a forward pass. Passes hold the same entities on any number of ranks, so their bits are the same."""
+"""Entities of a forward pass. Passes hold the same entities on any number of ranks, so their bits are the same (unless
+tables are split by row: then parts of a bag are summed in another order)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def encode_part(
     model.train(training)
     assert vector_PD is not None, "there are entities"
     part = Part(first, vector_PD)
-    broken, position = _not_finite(part, len(id_N))
+    broken, position = _not_finite(part, len(id_N), device, block)
     if broken:
         what = entity if task is None else f"{entity}, as anchors of '{task}'"
         raise UserError(
@@ -117,11 +118,12 @@ def _room(rows: int, width: int, device: torch.device, folder: Path | None) -> T
         return torch.from_numpy(np.memmap(file, np.float32, mode="w+", shape=(rows, width)))
 
 
-def _not_finite(part: Part, count: int) -> tuple[int, int]:
+def _not_finite(part: Part, count: int, device: torch.device, block: int) -> tuple[int, int]:
     """How many vectors of all ranks hold NaN or infinity, and the position of the first."""
-    broken_L = (~torch.isfinite(part.vector_PD)).any(dim=1).nonzero().squeeze(1)
-    first = part.first + int(broken_L[0]) if len(broken_L) else count
-    device = part.vector_PD.device
-    return int(sum_over_ranks(torch.tensor(len(broken_L), device=device))), count - max_over_ranks(
-        count - first, device
-    )
+    broken, first = 0, count
+    for start in range(0, len(part.vector_PD), block):
+        wrong_E = (~torch.isfinite(part.vector_PD[start : start + block])).any(dim=1)
+        if bool(wrong_E.any()):
+            broken, first = broken + int(wrong_E.sum()), min(first, part.first + start + int(wrong_E.nonzero()[0]))
+    total = int(sum_over_ranks(torch.tensor(broken, device=device)))
+    return total, count - max_over_ranks(count - first, device)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchrec_mt.data.links import Links
 from torchrec_mt.data.mined import MinedTask
-from torchrec_mt.retrieval.topk import Catalogue, Excluded
+from torchrec_mt.retrieval.excluded import Excluded
+from torchrec_mt.retrieval.topk import Catalogue
 
 
 def mine_task(

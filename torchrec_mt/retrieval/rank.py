@@ -15,7 +15,9 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import gather, rank_and_size, sum_over_ranks
 from torchrec_mt.retrieval.encode import Part, encode, encode_part
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
-from torchrec_mt.retrieval.topk import Catalogue, Excluded, best_keys, scores_and_rows, shifted_keys
+from torchrec_mt.retrieval.excluded import Excluded
+from torchrec_mt.retrieval.keys import best_keys, scores_and_rows, shifted_keys
+from torchrec_mt.retrieval.topk import Catalogue
 
 _ANCHORS_AT_ONCE = 4096
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 ANCHORS_AT_ONCE = 512
-_SCORE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+_SCORE_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 """Scores of a block: what a CPU's caches hold, enough to fill a GPU."""
 _LARGEST_GROUP = 16
-_KEPT_AT_MOST = 16
-"""Times k (and some): an anchor with more kept candidates has ties without end, or a sample that misleads."""
+_KEPT_AT_MOST = 4
+"""Times what is expected (and some): an anchor with more has ties without end, or a sample that misleads."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def score_error(anchor_BD: Tensor, longest: float, dtype: torch.dtype) -> Tensor
     operands = 0.0 if dtype == torch.float32 else 2 * u + u * u
     sums = 2 * width * torch.finfo(torch.float32).eps / 2
     length_B = torch.linalg.vector_norm(anchor_BD.double(), dim=1)
-    return ((1 + operands + sums) * (1 + u) - 1) * 1.01 * longest * length_B + 1e-37
+    subnormal_B = width * 2.0**-126 * (1 + longest + length_B)  # what a product may take for zero
+    return ((1 + operands + sums) * (1 + u) - 1) * 1.01 * longest * length_B + 4 * subnormal_B
 
 
 def block_size(dtype: torch.dtype, device: torch.device) -> int:
@@ -135,7 +136,7 @@ class Scan:
         # Rounded down to the dtype, or a score just at the bound would be lost.
         floor_B = (self._least_B - self._margin_B).to(dtype)
         self._floor_B = torch.where(floor_B.float() > self._least_B - self._margin_B, _below(floor_B), floor_B)
-        self._most = _KEPT_AT_MOST * (k + spare) + 8192
+        self._most = _KEPT_AT_MOST * rank * candidates // len(sample_SD) + 2048
         self._count_B = torch.zeros(len(anchor_BD), dtype=torch.int64, device=anchor_BD.device)
         self._parts: list[list[tuple[Tensor, ...]]] = [[] for _ in self._chunks()]
         self._score, self._best = _Scratch(self._anchor_BD), _Scratch(self._anchor_BD)
@@ -158,8 +159,11 @@ class Scan:
             # Where each goes in its anchor's row: after those of earlier blocks and those before it in this one.
             place_H = torch.arange(len(owner_H), device=owner_H.device) + (before_Q - new_Q.cumsum(0) + new_Q)[owner_H]
             before_Q += new_Q
-            # Too many: nothing further is kept of these anchors, whatever comes.
+            # Too many: nothing of these anchors is kept, now or later.
             self._floor_B[chunk].masked_fill_(before_Q > self._most, torch.inf)
+            if bool((before_Q > self._most).any()):
+                fits_H = (before_Q <= self._most)[owner_H]
+                owner_H, place_H, column_H, score_H = (x_H[fits_H] for x_H in (owner_H, place_H, column_H, score_H))
             parts.append((owner_H, place_H, column_H + start, score_H))
 
     def kept(self, excluded: Callable[[slice, Tensor], Tensor]) -> Iterator[tuple[slice, Kept]]:

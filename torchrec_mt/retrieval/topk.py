@@ -1,84 +1,32 @@
 """Exact top-k by inner product: never the whole B x N score matrix, the same result whatever the way there.
 
 A pair's score is its inner product in float64, rounded to float32; equal scores rank by the lower row. Neither depends
-on blocks, precision, device or number of ranks, so the result does not. `scan` finds the few candidates that may be
-among the best in a cheap precision; they alone are scored exactly. Where a scan would not pay, or cannot prove that it
-lost nothing, everything is scored in float64.
+on blocks, precision or number of ranks, so the result does not. `scan` finds the few candidates that may be among the
+best in a cheap precision; they alone are scored exactly. Where a scan would not pay, or cannot prove that it lost
+nothing, everything is scored by float64 products (whose order of sums may tip a score that lies within 1e-16 of the
+border between two float32 numbers; more than k candidates are taken from them and scored again as all others are).
 
 Stands between the vectors of the towers and every ranking; `metrics` and `evaluator` see only the rows found here.
 Legend: B anchors (Q of a chunk), N candidates of the catalogue (M allowed, C of a block), D width, K cut-off,
 L candidates kept of an anchor.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from torchrec_mt.models.losses.walk import Precision, product_dtype
+from torchrec_mt.retrieval.excluded import Excluded
+from torchrec_mt.retrieval.keys import NO_KEY, best_keys, keys_of, scores_and_rows
 from torchrec_mt.retrieval.scan import Scan, block_size, near_best, sample_size
 
-_WHOLE_AT_ONCE = 256
+_ANCHORS_AT_ONCE, _WHOLE_AT_ONCE = 4096, 256
+_MORE = 8
+_LARGEST_SCORE = 1e37
+"""Beyond it float32 sums, and bfloat16 numbers, may overflow."""
 _SCANNED_FROM = 8192
 """Smaller catalogues are scored whole."""
 _SCORES_AT_ONCE = 1 << 23  # 32 MiB: few anchors, whose scores need no blocks
 _NUMBERS_AT_ONCE = 1 << 17  # 1 MiB of float64: caches hold it
-_LAST_ROW = 0xFFFFFFFF
-_NO_KEY = -(1 << 63)
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """Candidates that are left out of an anchor's ranking: itself, items already seen. Rows may repeat.
-
-    owner_L: positions of anchors, ascending. row_L: rows of the catalogue, -1 for none.
-    """
-
-    owner_L: Tensor
-    row_L: Tensor
-
-    @classmethod
-    def nothing(cls, device: torch.device) -> "Excluded":
-        """No anchor leaves anything out."""
-        return cls(*torch.zeros(2, 0, dtype=torch.int64, device=device))
-
-    @classmethod
-    def one_each(cls, row_B: Tensor) -> "Excluded":
-        """One row per anchor, -1 for none."""
-        return cls(torch.arange(len(row_B), device=row_B.device), row_B)
-
-    def to(self, device: torch.device) -> "Excluded":
-        """The same on a device."""
-        return Excluded(self.owner_L.to(device), self.row_L.to(device))
-
-    def of(self, anchors: slice) -> "Excluded":
-        """Those of the anchors of a slice, numbered from 0."""
-        edges = torch.tensor([anchors.start, anchors.stop], device=self.owner_L.device)
-        first, last = torch.searchsorted(self.owner_L, edges).tolist()
-        return Excluded(self.owner_L[first:last] - anchors.start, self.row_L[first:last])
-
-    def only(self, anchor_Q: Tensor) -> "Excluded":
-        """Those of the given anchors (ascending), numbered from 0."""
-        at_L = torch.searchsorted(anchor_Q, self.owner_L).clamp(max=max(len(anchor_Q) - 1, 0))
-        there_L = anchor_Q[at_L] == self.owner_L
-        return Excluded(at_L[there_L], self.row_L[there_L])
-
-    def most(self) -> int:
-        """The largest number of rows that one anchor leaves out."""
-        return int(torch.bincount(self.owner_L).max()) if len(self.owner_L) else 0
-
-    def holds(self, row_QL: Tensor) -> Tensor:
-        """Whether an anchor (a row of row_QL) leaves a candidate out: bool_QL."""
-        first_L = torch.ones_like(self.owner_L, dtype=torch.bool)
-        first_L[1:] = self.owner_L[1:] != self.owner_L[:-1]
-        if bool(first_L.all()):
-            row_Q = row_QL.new_full((len(row_QL),), -2)
-            row_Q[self.owner_L] = self.row_L
-            return row_QL == row_Q[:, None]
-        width = int(max(self.row_L.max(), row_QL.max())) + 2
-        key_L = (self.owner_L * width + self.row_L).sort().values
-        wanted_QL = torch.arange(len(row_QL), device=row_QL.device)[:, None] * width + row_QL
-        return key_L[torch.searchsorted(key_L, wanted_QL).clamp(max=len(key_L) - 1)] == wanted_QL
 
 
 class Catalogue:
@@ -129,7 +77,8 @@ class Catalogue:
             scores_BK (float32) and rows_BK (int64); where fewer than k candidates are left, -inf and -1.
 
         Raises:
-            ValueError: k < 1, or anchors that do not fit the candidates or hold NaN or infinity.
+            ValueError: k < 1, anchors that do not fit the candidates or hold NaN or infinity, an allowed_N that is no
+                bool per candidate, or exclusions that are not in the order of existing anchors.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
@@ -139,61 +88,80 @@ class Catalogue:
             raise ValueError(f"{shapes} do not fit")
         _check_finite("anchors", anchor_BD, 0)
         excluded = excluded or Excluded.nothing(anchor_BD.device)
+        excluded.check(len(anchor_BD))
+        if allowed_N is not None and (allowed_N.dtype != torch.bool or len(allowed_N) != len(self._vector_ND)):
+            raise ValueError(f"allowed_N must hold a bool for each of the {len(self._vector_ND)} candidates")
         return scores_and_rows(self.keys(anchor_BD, k, excluded, allowed_N))
 
+    @torch.no_grad()
     def keys(self, anchor_BD: Tensor, k: int, excluded: Excluded, allowed_N: Tensor | None) -> Tensor:
         """What `topk` gives, as whole numbers that order by score and then by row: key_BK (see `scores_and_rows`)."""
         anchor_BD, excluded = anchor_BD.to(self._device), excluded.to(self._device)
         row_M = None if allowed_N is None else allowed_N.nonzero().squeeze(1)
-        key_BK = torch.full((len(anchor_BD), k), _NO_KEY, dtype=torch.int64, device=self._device)
-        left_B = self._scan(anchor_BD, excluded, row_M, key_BK)
-        for low in range(0, len(left_B), _WHOLE_AT_ONCE):
-            here_Q = left_B[low : low + _WHOLE_AT_ONCE]
-            key_BK[here_Q] = self._score_all(anchor_BD[here_Q], excluded.only(here_Q), row_M, k)
+        key_BK = torch.full((len(anchor_BD), k), NO_KEY, dtype=torch.int64, device=self._device)
+        for low in range(0, len(anchor_BD), _ANCHORS_AT_ONCE):
+            here = slice(low, low + _ANCHORS_AT_ONCE)
+            self._fill(key_BK[here], anchor_BD[here], excluded.of(here), row_M)
         return key_BK
 
-    def _scan(self, anchor_BD: Tensor, excluded: Excluded, row_M: Tensor | None, key_BK: Tensor) -> Tensor:
-        """Fills in the keys of anchors by a scan; returns the positions of those that it could not do."""
-        k = key_BK.shape[1]
-        spare = excluded.most()
+    def _fill(self, key_BK: Tensor, anchor_BD: Tensor, excluded: Excluded, row_M: Tensor | None) -> None:
+        """The keys of some anchors: by a scan where it pays and proves its result, otherwise by all scores."""
+        k, candidates = key_BK.shape[1], len(self._vector_ND) if row_M is None else len(row_M)
+        left_out_B = excluded.counts(len(anchor_BD), len(self._vector_ND))
+        in_range_B = torch.linalg.vector_norm(anchor_BD.double(), dim=1) * self._longest < _LARGEST_SCORE
+        scanned_B = in_range_B & (candidates >= (32 * (k + left_out_B)).clamp(min=_SCANNED_FROM))
+        scanned_Q, whole_Q = scanned_B.nonzero().squeeze(1), (~scanned_B).nonzero().squeeze(1)
+        if len(scanned_Q) and self._longest < _LARGEST_SCORE:
+            spare = int(left_out_B[scanned_Q].max())
+            found_QK, proven_Q = self._scan(anchor_BD[scanned_Q], excluded.only(scanned_Q), row_M, k, spare)
+            key_BK[scanned_Q, : found_QK.shape[1]] = found_QK
+            whole_Q = torch.cat([whole_Q, scanned_Q[~proven_Q]]).sort().values
+        else:
+            whole_Q = torch.arange(len(anchor_BD), device=self._device)
+        for low in range(0, len(whole_Q), _WHOLE_AT_ONCE):
+            here_Q = whole_Q[low : low + _WHOLE_AT_ONCE]
+            key_BK[here_Q] = self._score_all(anchor_BD[here_Q], excluded.only(here_Q), row_M, k)
+
+    def _scan(
+        self, anchor_QD: Tensor, excluded: Excluded, row_M: Tensor | None, k: int, spare: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys by a scan, key_QK, and which of them are proven; no anchor leaves out more than `spare`."""
         candidates = len(self._vector_ND) if row_M is None else len(row_M)
-        everyone_B = torch.arange(len(anchor_BD), device=self._device)
-        if candidates < max(_SCANNED_FROM, 32 * (k + spare)) or not len(anchor_BD):
-            return everyone_B
-        if candidates * len(anchor_BD) <= _SCORES_AT_ONCE:
-            vector_MD = self._scanned_ND.to(self._device) if row_M is None else self._vectors(row_M)
-            row_QL = _rows(near_best(anchor_BD, vector_MD, longest=self._longest, k=k + spare), row_M)
+        here = row_M is None and self._scanned_ND.device == self._device
+        if here and candidates * len(anchor_QD) <= _SCORES_AT_ONCE:
+            row_QL = near_best(anchor_QD, self._scanned_ND, longest=self._longest, k=k + spare)
             row_QL.masked_fill_(excluded.holds(row_QL), -1)
-            key_BK.copy_(best_keys(self._keys_of(anchor_BD, row_QL), k))
-            return everyone_B[:0]
+            everyone_Q = torch.ones(len(anchor_QD), dtype=torch.bool, device=self._device)
+            return best_keys(self._keys_of(anchor_QD, row_QL), k), everyone_Q
         generator = torch.Generator().manual_seed(0)
         sample_S = torch.randint(candidates, (sample_size(candidates),), generator=generator)
         sample_SD = self._vectors(sample_S if row_M is None else row_M[sample_S.to(row_M.device)])
         scan = Scan(
-            anchor_BD, sample_SD, candidates=candidates, longest=self._longest, k=k, spare=spare, dtype=self._dtype
+            anchor_QD, sample_SD, candidates=candidates, longest=self._longest, k=k, spare=spare, dtype=self._dtype
         )
         for start in range(0, candidates, self._block):
             scan.see(start, self._block_of(self._scanned_ND, start, row_M))
-        left = []
+        key_QK = torch.full((len(anchor_QD), k), NO_KEY, dtype=torch.int64, device=self._device)
+        proven = []
         for chunk, kept in scan.kept(lambda chunk, at_QL: excluded.of(chunk).holds(_rows(at_QL, row_M))):
-            found_QK = best_keys(self._keys_of(anchor_BD[chunk], _rows(kept.position_QL, row_M)), k)
-            key_BK[chunk][:, : found_QK.shape[1]] = found_QK
-            left.append(everyone_B[chunk][~kept.proven_Q])
-        return torch.cat(left)
+            found_QK = best_keys(self._keys_of(anchor_QD[chunk], _rows(kept.position_QL, row_M)), k)
+            key_QK[chunk, : found_QK.shape[1]] = found_QK
+            proven.append(kept.proven_Q)
+        return key_QK, torch.cat(proven)
 
     def _score_all(self, anchor_QD: Tensor, excluded: Excluded, row_M: Tensor | None, k: int) -> Tensor:
         """Keys of the k best by float64 products with every candidate: key_QK."""
-        best_QK = torch.full((len(anchor_QD), k), _NO_KEY, dtype=torch.int64, device=self._device)
+        best_QK = torch.full((len(anchor_QD), k + _MORE), NO_KEY, dtype=torch.int64, device=self._device)
         candidates = len(self._vector_ND) if row_M is None else len(row_M)
         if not candidates:
-            return best_QK
+            return best_QK[:, :k]
         for start in range(0, candidates, self._block):
             block_CD = self._block_of(self._vector_ND, start, row_M)
             row_C = _rows(torch.arange(start, start + len(block_CD), device=self._device), row_M)
             score_QC = (anchor_QD.double() @ block_CD.double().T).float()
-            key_QC = _keys(score_QC, row_C.expand(len(anchor_QD), -1))
-            key_QC.masked_fill_(excluded.holds(row_C.expand(len(anchor_QD), -1)), _NO_KEY)
-            best_QK = best_keys(torch.cat([best_QK, best_keys(key_QC, k)], dim=1), k)
+            key_QC = keys_of(score_QC, row_C.expand(len(anchor_QD), -1))
+            key_QC.masked_fill_(excluded.holds(row_C.expand(len(anchor_QD), -1)), NO_KEY)
+            best_QK = best_keys(torch.cat([best_QK, best_keys(key_QC, k + _MORE)], dim=1), k + _MORE)
         # Scored as any other, lest a product of another shape differ in the last bit.
         return best_keys(self._keys_of(anchor_QD, scores_and_rows(best_QK)[1]), k)
 
@@ -204,7 +172,7 @@ class Catalogue:
             row_RL = row_QL[low : low + at_once]
             vector_RLD = self._vectors(row_RL.clamp(min=0).flatten()).unflatten(0, row_RL.shape)
             score_RL = (vector_RLD.double() * anchor_QD[low : low + at_once, None].double()).sum(dim=2).float()
-            parts.append(_keys(score_RL, row_RL))
+            parts.append(keys_of(score_RL, row_RL))
         return torch.cat(parts) if parts else torch.empty_like(row_QL)
 
     def _vectors(self, row_L: Tensor) -> Tensor:
@@ -222,40 +190,6 @@ def _rows(position: Tensor, row_M: Tensor | None) -> Tensor:
         return position
     row_M = row_M.to(position.device)
     return torch.where(position >= 0, row_M[position.clamp(min=0)], -1)
-
-
-def _keys(score_QL: Tensor, row_QL: Tensor) -> Tensor:
-    """Whole numbers in the order of the scores, and among equal scores of falling rows; the least for row -1."""
-    bits_QL = (score_QL + 0.0).view(torch.int32)  # + 0.0: minus zero is zero
-    ordered_QL = bits_QL ^ ((bits_QL >> 31) & 0x7FFFFFFF)
-    key_QL = (ordered_QL.long() << 32) | (_LAST_ROW - row_QL)
-    return key_QL.masked_fill_(row_QL < 0, _NO_KEY)
-
-
-def best_keys(key_QL: Tensor, k: int) -> Tensor:
-    """The k largest keys of each row (all, where there are fewer), largest first."""
-    return key_QL.topk(min(k, key_QL.shape[1]), dim=1).values
-
-
-def shifted_keys(key_BK: Tensor, rows: int) -> Tensor:
-    """Keys of the same scores with rows that many higher: of a part of a catalogue, in the whole."""
-    return torch.where(key_BK == _NO_KEY, _NO_KEY, key_BK - rows)
-
-
-def stable_topk(score_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`torch.topk` along dimension 1 of scores (taken as float32), equal ones by the lower column; best first."""
-    column_BN = torch.arange(score_BN.shape[1], device=score_BN.device).expand(score_BN.shape)
-    key_BK = best_keys(_keys(score_BN.float(), column_BN), k)
-    return scores_and_rows(key_BK)
-
-
-def scores_and_rows(key_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """scores_BK (float32) and rows_BK of keys; -inf and -1 where there is none."""
-    ordered_BK = (key_BK >> 32).int()
-    scores_BK = (ordered_BK ^ ((ordered_BK >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    none_BK = key_BK == _NO_KEY
-    rows_BK = (_LAST_ROW - (key_BK & _LAST_ROW)).masked_fill_(none_BK, -1)
-    return scores_BK.masked_fill_(none_BK, -torch.inf), rows_BK
 
 
 def exact_topk(
@@ -287,7 +221,7 @@ def _check_matrix(name: str, vectors: Tensor) -> None:
 
 
 def _check_finite(name: str, vectors: Tensor, first_row: int) -> None:
-    # A sum is finite only if all are (or, by a rare overflow, not even then): a tenth of the time of asking each.
+    # A float64 sum of float32 numbers is finite if and only if all are: a tenth of the time of asking each.
     if bool(torch.isfinite(vectors.double().sum())):
         return
     row = first_row + int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])

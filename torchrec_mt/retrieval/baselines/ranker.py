@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.retrieval.topk import stable_topk
+from torchrec_mt.retrieval.keys import stable_topk
 
 Ranker = Callable[[np.ndarray, int], np.ndarray]
 _SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32 scores

@@ -79,6 +79,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
             config.evaluate,
             here.device,
             depths={name: ranked_depth(dataset, name, config.evaluate) for name in tasks},
+            folder=path.parent if config.evaluate.vectors == "disk" else None,
             progress=show,
         )
 

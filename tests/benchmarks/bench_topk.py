@@ -134,8 +134,9 @@ def ratios(results: dict[tuple[int, int, int], dict[str, Any]]) -> dict[str, Any
     return {
         "speedup_faiss_float32": worst("float32", GRID),
         "speedup_faiss_bf16": worst("auto", GRID) if BF16 else None,
-        "time_over_product": round(max(results[s][best] / results[s]["product"] for s in GRID), 3),
-        "time_over_product_float32": round(max(results[s]["float32"] / results[s]["product"] for s in GRID), 3),
+        # The float32 scan over the float32 product that it holds; and the fastest scan over the same product.
+        "time_over_product": round(max(results[s]["float32"] / results[s]["product"] for s in GRID), 3),
+        "best_time_over_product": round(max(results[s][best] / results[s]["product"] for s in GRID), 3),
         "worst_speedup_anywhere": worst(best, [*GRID, *REST]),
         "worst_speedup_anywhere_float32": worst("float32", [*GRID, *REST]),
     }

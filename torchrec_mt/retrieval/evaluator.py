@@ -33,6 +33,8 @@ class EvaluateConfig:
         baselines: what to compare with; "oracle" is the ceiling.
         metrics: what to judge by, such as "recall@10"; the first four are the main ones, which are compared.
         slices: columns of the entity data to cut slices by, "product.brand" or "brand".
+        vectors: where each rank keeps its part of a catalogue's vectors while it ranks: in memory, or on disk in a file
+            without a name beside the results, for catalogues that memory does not hold.
     """
 
     split: Literal["valid", "test"] = "test"
@@ -40,6 +42,7 @@ class EvaluateConfig:
     baselines: tuple[Baseline, ...] = DEFAULTS
     metrics: tuple[str, ...] = METRICS
     slices: tuple[str, ...] = ()
+    vectors: Literal["memory", "disk"] = "memory"
 
     def __post_init__(self) -> None:
         within(self, 0, 1_000_000_000, "max_anchors")

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.special import ndtr, ndtri
+from threadpoolctl import threadpool_limits
 
 Method = Literal["bca", "percentile"]
 
@@ -192,8 +193,14 @@ def _resampled_means(value_BM: np.ndarray, resamples: int, rng: np.random.Genera
             size = rows.stop - rows.start
             drawn = rng.integers(0, anchors, (size, anchors)) + np.arange(size)[:, None] * anchors
             times_RB = np.bincount(drawn.ravel(), minlength=size * anchors).reshape(size, anchors)
-            mean_RM[rows] = times_RB.astype(np.float64) @ value_BM / anchors
+            mean_RM[rows] = _product(times_RB.astype(np.float64), value_BM) / anchors
     return mean_RM
+
+
+def _product(a_RB: np.ndarray, b_BM: np.ndarray) -> np.ndarray:
+    """The product on one thread: more of them add up in another order, and last digits would hang on the machine."""
+    with threadpool_limits(1, "blas"):
+        return a_RB @ b_BM
 
 
 def _bounds(value_B: np.ndarray, mean_R: np.ndarray, confidence: float, method: Method) -> tuple[float, float]:
@@ -240,7 +247,7 @@ def _far_flips(value_BM: np.ndarray, flips: int, rng: np.random.Generator) -> np
     for rows in _blocks(flips, anchors):
         bits = rng.integers(0, 1 << 32, (rows.stop - rows.start, -(-anchors // 32)), np.uint32)
         flip_RB = np.unpackbits(bits.view(np.uint8), axis=1, count=anchors).astype(np.float64)
-        far_M += (np.abs(value_BM.sum(axis=0) - 2 * flip_RB @ value_BM) >= limit_M).sum(axis=0)
+        far_M += (np.abs(value_BM.sum(axis=0) - 2 * _product(flip_RB, value_BM)) >= limit_M).sum(axis=0)
     return far_M
 
 

@@ -1,7 +1,7 @@
 """torchrec-mt evaluate RUN: judges a run's best model on the test split by exact retrieval over the whole catalogue.
 
-The judgement goes to RUN/evaluation/metrics.json, and each anchor's values to anchors.parquet beside it; another one
-(--model, --set evaluate...) to files named after it.
+The judgement goes to RUN/evaluation/metrics.json, each anchor's values to anchors.parquet beside it, and a page to look
+at to report.html; another one (--model, --set evaluate...) to files named after it.
 """
 
 import argparse
@@ -15,14 +15,17 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
+from torchrec_mt.reporting.page import evaluation_page, page_path, samples_path
 from torchrec_mt.reporting.table import evaluation_tables
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.baselines.names import BASELINES, chosen
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
+from torchrec_mt.retrieval.encode import vectors_of
 from torchrec_mt.retrieval.evaluator import evaluate_tasks, judged_tasks, ranked_depth, terms
 from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.retrieval.records import records_path, writing_records
+from torchrec_mt.retrieval.samples import choose, encode_chosen, samples_json
 from torchrec_mt.retrieval.slices import slice_columns
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.job import load_run_model
@@ -71,9 +74,10 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
             run, dataset, schema, config.model, config.loss, config.sharding, runtime=here, which=which
         )
         tasks = judged_tasks(dataset, config.evaluate)
+        collator = Collator(dataset)
         models = model_rankers(
             model,
-            Collator(dataset),
+            collator,
             dataset,
             tasks,
             config.evaluate,
@@ -82,6 +86,8 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
             folder=path.parent if config.evaluate.vectors == "disk" else None,
             progress=show,
         )
+        sampled = on_main(lambda: choose(dataset, models, config.evaluate))
+        encoded = encode_chosen(dataset, sampled, vectors_of(model, collator, here.device))
 
         def judge() -> dict[str, object]:
             rankers: dict[str, dict[str, Ranker]] = {
@@ -93,6 +99,9 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
                 evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show, records=records)
             found = evaluation.to_json(which, dataset.manifest.digest)
             write_atomic(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+            samples = samples_json(dataset, sampled, *encoded, run=run.path.resolve().name)
+            write_atomic(samples_path(path), json.dumps(samples, allow_nan=False) + "\n")
+            write_atomic(page_path(path), evaluation_page(found, samples))
             return found
 
         evaluation = on_main(judge)
@@ -119,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(evaluation))
     else:
         console().print(evaluation_tables(evaluation))
-        console().print(f"run: {run.path}   metrics: {path}", soft_wrap=True)
+        console().print(f"run: {run.path}   metrics: {path}   page: {page_path(path)}", soft_wrap=True)
     return 0
 
 

@@ -3,7 +3,7 @@
 config.json          resolved config          plan.json       sharding plan
 environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
 tensorboard/         the same as events       model/          best and last model (torch DCP)
-evaluation/          metrics, indexes         mined/          hard negatives
+evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
 offending_batch/     the batch of each rank at which the loss was no number
 

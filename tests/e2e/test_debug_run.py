@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,16 @@ def processor() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
 
 
+def answers(samples: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, bool]]]]:
+    """What samples.json shows: anchor, task, its answers and whether they are right."""
+    return [
+        (anchor["text"], task, [(answer["text"], answer["right"]) for answer in found["answers"]])
+        for group in samples["lists"]
+        for anchor in group["anchors"]
+        for task, found in anchor["lists"].items()
+    ]
+
+
 def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert train([*arguments(root), "--output", str(run), "--json"]) == 0
@@ -58,7 +69,12 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
         assert set(task["systems"]) == {"model", *DEFAULTS}
         assert all(set(scores) == METRICS for scores in task["systems"].values())
         assert task["systems"]["model"]["recall@100"] > task["systems"]["popularity"]["recall@100"]
-    assert {path.name for path in (run / "evaluation").iterdir()} == {"metrics.json", "anchors.parquet"}
+    assert {path.name for path in (run / "evaluation").iterdir()} == {
+        "metrics.json",
+        "anchors.parquet",
+        "samples.json",
+        "report.html",
+    }
     assert evaluate([str(run), "--json", "--baselines", "all"]) == 0
     every = json.loads(capsys.readouterr().out)
     assert every == json.loads((run / "evaluation/metrics-test-all-baselines.json").read_text())
@@ -110,6 +126,14 @@ def test_two_processes_under_torchrun(root: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == json.loads((run / "evaluation/metrics-valid.json").read_text())
     assert json.loads(done.stdout)["split"] == "valid"
     assert (run / "evaluation/metrics.json").read_text() == saved
+    # What the page shows hangs on no number of processes, but for the last bits of cosines.
+    assert (run / "evaluation/report-valid.html").is_file()
+    samples = json.loads((run / "evaluation/samples-valid.json").read_text())
+    assert evaluate([str(run), "--set=evaluate.split=valid"]) == 0
+    alone = json.loads((run / "evaluation/samples-valid.json").read_text())
+    assert answers(samples) == answers(alone)
+    for task, found in samples["cosines"].items():
+        assert found["means"] == pytest.approx(alone["cosines"][task]["means"], abs=1e-6)
 
 
 def test_two_processes_under_torchx(root: Path, tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def test_a_slice_by_a_column_that_is_not_there(root: Path, tmp_path: Path, capsy
     output = capsys.readouterr().out
     assert "target product_brand: " in output
     assert "target product_price: q1 (" in output
-    assert {file.name for file in (run / "evaluation").iterdir()} == {"metrics.json", "anchors.parquet"}
+    names = {"metrics.json", "anchors.parquet", "samples.json", "report.html"}
+    assert {file.name for file in (run / "evaluation").iterdir()} == names
 
 
 def test_a_path_through_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ ALPHA = 0.05
 _PLAIN = ("anchor_popularity", "anchor_words", "target_training", "target_popularity")
 """Slicings that are always shown; of the columns of the data only those asked for."""
 _OF_ORACLE = "recall@100"
-_JUDGED_COLUMNS = {
+JUDGED_COLUMNS = {
     "condensed_ndcg@10": "judged NDCG@10",
     "ndcg@10": "NDCG@10",
     "bpref": "bpref",
@@ -62,13 +62,13 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
 def judged_table(evaluation: Mapping[str, Any]) -> Table:
     """Measures of the judged pools per task and system, a random order first."""
     table = plain_table("judged pools: unjudged candidates left out, or counted", "task (anchors, judged), system")
-    for title in _JUDGED_COLUMNS.values():
+    for title in JUDGED_COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
     for task, result in evaluation["tasks"].items():
         if pool := result.get("judged"):
             table.add_row(f"[bold]{task}[/] [dim]({pool['num_anchors']:,}, {pool['num_judged']:,})[/]")
             for name in (names := ordered(pool["systems"])):
-                cells = [decimals(pool["systems"][name][measure]) for measure in _JUDGED_COLUMNS]
+                cells = [decimals(pool["systems"][name][measure]) for measure in JUDGED_COLUMNS]
                 table.add_row(f"  {name}", *cells, end_section=name == names[-1])
     return table
 
@@ -122,14 +122,21 @@ def ordered(systems: Mapping[str, Any]) -> list[str]:
     return [name for name in systems if name not in last] + last
 
 
-def _best(systems: Mapping[str, Any], metric: str) -> float | None:
+def strongest_rival(systems: Mapping[str, Any], metric: str) -> str | None:
+    """The baseline with the highest mean that neither is made of the model nor knows the truth; None without one."""
+    rivals = [name for name in systems if name not in _NO_RIVALS and systems[name][metric] is not None]
+    return max(rivals, key=lambda name: systems[name][metric], default=None)
+
+
+def best_value(systems: Mapping[str, Any], metric: str) -> float | None:
+    """The highest mean of all systems but the oracle; None without one."""
     values = [scores[metric] for name, scores in systems.items() if name != "oracle" and scores[metric] is not None]
     return max(values, default=None)
 
 
 def _add_task(table: Table, task: str, result: Mapping[str, Any], metrics: list[str], *, share: bool) -> None:
     systems, names = result["systems"], ordered(result["systems"])
-    best = {metric: _best(systems, metric) for metric in metrics}
+    best = {metric: best_value(systems, metric) for metric in metrics}
     ceiling = systems.get("oracle", {}).get(_OF_ORACLE)
     table.add_row(f"[bold]{task}[/] [dim]({result['num_anchors']:,})[/]", end_section=not systems)
     for name in names:
@@ -163,8 +170,7 @@ def slices_table(evaluation: Mapping[str, Any]) -> Table:
         systems = result["systems"]
         if "model" not in systems:
             continue
-        rivals = [name for name in systems if name not in _NO_RIVALS and systems[name][metric] is not None]
-        rival = max(rivals, key=lambda name: systems[name][metric], default=None)
+        rival = strongest_rival(systems, metric)
         rows = list(_slice_rows(result["slices"], evaluation["slices"]))
         beside = f" [dim]beside {rival}[/]" if rival else ""
         table.add_row(f"[bold]{task}[/]{beside}", end_section=not rows)

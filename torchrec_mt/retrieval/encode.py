@@ -17,6 +17,9 @@ from torchrec_mt.distributed.collectives import gather, max_over_ranks, rank_and
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError
 
+Vectors = Callable[[str, np.ndarray, str | None], np.ndarray]
+"""Entity, rows and task (None: as candidates) -> vector_MD. Called on every rank."""
+
 BLOCK = 4096
 """Entities of a forward pass. Passes hold the same entities on any number of ranks, so their bits are the same (unless
 tables are split by row: then parts of a bag are summed in another order)."""
@@ -108,6 +111,15 @@ def encode(
     padded = torch.nn.functional.pad(own.vector_PD, (0, 0, 0, longest - len(own.vector_PD)))
     parts = gather(padded).view(world_size, longest, -1)
     return torch.cat([part[: count * block] for part, count in zip(parts, starts, strict=True)])[: len(id_N)]
+
+
+def vectors_of(model: nn.Module, collator: Collator, device: torch.device) -> Vectors:
+    """Vectors of a few chosen rows, encoded again: what lies in parts on ranks is not asked."""
+
+    def vectors(entity: str, row_M: np.ndarray, task: str | None) -> np.ndarray:
+        return encode(model, collator, entity, row_M, task=task, device=device).cpu().numpy()
+
+    return vectors
 
 
 def _room(rows: int, width: int, device: torch.device, folder: Path | None) -> Tensor:

@@ -20,6 +20,7 @@ from torchrec_mt.errors import UserError
 from torchrec_mt.retrieval.metrics import Relevant
 
 HEAD, TORSO = 0.5, 0.8
+BANDS = ("head", "torso", "tail")
 LARGEST = 10
 RARE, MISSING, OTHER, MIXED = "(rare)", "(missing)", "(other)", "(mixed)"
 _SLICED = ("category", "number")
@@ -147,7 +148,7 @@ def popularity_bands(count_N: np.ndarray) -> np.ndarray:
 
 def _popularity(count_N: np.ndarray, rows_B: np.ndarray | None = None) -> Slicing:
     band_N = popularity_bands(count_N)
-    return Slicing(("head", "torso", "tail"), band_N if rows_B is None else band_N[rows_B])
+    return Slicing(BANDS, band_N if rows_B is None else band_N[rows_B])
 
 
 def _words(dataset: PreparedDataset, task: str, anchor_B: np.ndarray) -> Slicing | None:

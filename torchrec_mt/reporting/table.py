@@ -21,8 +21,8 @@ JUDGED_COLUMNS = {
     "bpref": "bpref",
     "unjudged@10": "unjudged@10",
 }
-_CELL = 12
-"""Columns of a number with its interval and a blank: " .4290≈±.049"."""
+_NAMES = 21
+"""Columns of names in a table of 80: long ones give way, not the numbers."""
 _NO_RIVALS = ("model", "fusion", "oracle")
 
 
@@ -52,12 +52,11 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     if evaluation["max_anchors"]:
         title += f", at most {evaluation['max_anchors']:,} anchors a task"
     table = plain_table(title, "task (anchors), system")
+    table.columns[0].max_width = _NAMES
     metrics = evaluation["main_metrics"]
     share = _OF_ORACLE in metrics and "oracle" in evaluation["baselines"]
-    for name in map(metric_title, metrics):
-        table.add_column(name, justify="right", no_wrap=True, min_width=_CELL)  # long task names give way, not numbers
-    if share:
-        table.add_column("of oracle", justify="right", no_wrap=True, min_width=len(" of oracle"))
+    for name in (*map(metric_title, metrics), *(["of oracle"] if share else [])):
+        table.add_column(name, justify="right", no_wrap=True)
     for task, result in evaluation["tasks"].items():
         _add_task(table, task, result, metrics, share=share)
     return table

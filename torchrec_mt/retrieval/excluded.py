@@ -31,9 +31,11 @@ class Excluded:
 
     def check(self, anchors: int) -> None:
         """Raises a ValueError if owners are not ascending positions of that many anchors."""
+        if len(self.owner_L) == len(self.row_L) == 0:
+            return
         if len(self.owner_L) != len(self.row_L) or bool((self.owner_L.diff() < 0).any()):
             raise ValueError("owner_L must be ascending, and as long as row_L")
-        if len(self.owner_L) and (int(self.owner_L[0]) < 0 or int(self.owner_L[-1]) >= anchors):
+        if int(self.owner_L[0]) < 0 or int(self.owner_L[-1]) >= anchors:
             raise ValueError(f"owner_L must name anchors from 0 to {anchors - 1}")
 
     def to(self, device: torch.device) -> "Excluded":
@@ -54,12 +56,14 @@ class Excluded:
 
     def counts(self, anchors: int, candidates: int) -> Tensor:
         """How many of the candidates 0, 1, ... each anchor leaves out, repeats counted: count_B."""
+        if not len(self.owner_L):
+            return self.owner_L.new_zeros(anchors)
         there_L = (self.row_L >= 0) & (self.row_L < candidates)
         return torch.bincount(self.owner_L[there_L], minlength=anchors)
 
     def holds(self, row_QL: Tensor) -> Tensor:
         """Whether an anchor (a row of row_QL) leaves a candidate out: bool_QL."""
-        if not row_QL.numel():
+        if not row_QL.numel() or not len(self.owner_L):
             return torch.zeros_like(row_QL, dtype=torch.bool)
         first_L = torch.ones_like(self.owner_L, dtype=torch.bool)
         first_L[1:] = self.owner_L[1:] != self.owner_L[:-1]

@@ -108,14 +108,20 @@ class Catalogue:
         """The keys of some anchors: by a scan where it pays and proves its result, otherwise by all scores."""
         k, candidates = key_BK.shape[1], len(self._vector_ND) if row_M is None else len(row_M)
         left_out_B = excluded.counts(len(anchor_BD), len(self._vector_ND))
-        in_range_B = torch.linalg.vector_norm(anchor_BD.double(), dim=1) * self._longest < _LARGEST_SCORE
-        scanned_B = in_range_B & (candidates >= (32 * (k + left_out_B)).clamp(min=_SCANNED_FROM))
-        scanned_Q, whole_Q = scanned_B.nonzero().squeeze(1), (~scanned_B).nonzero().squeeze(1)
-        if len(scanned_Q) and self._longest < _LARGEST_SCORE:
-            spare = int(left_out_B[scanned_Q].max())
-            found_QK, proven_Q = self._scan(anchor_BD[scanned_Q], excluded.only(scanned_Q), row_M, k, spare)
-            key_BK[scanned_Q, : found_QK.shape[1]] = found_QK
-            whole_Q = torch.cat([whole_Q, scanned_Q[~proven_Q]]).sort().values
+        length_B = torch.linalg.vector_norm(anchor_BD, dim=1)
+        in_range = float(length_B.max()) * self._longest < _LARGEST_SCORE and self._longest < _LARGEST_SCORE
+        scanned_B = candidates >= (32 * (k + left_out_B)).clamp(min=_SCANNED_FROM)
+        if in_range and bool(scanned_B.all()):
+            found_BK, proven_B = self._scan(anchor_BD, excluded, row_M, k, int(left_out_B.max()))
+            key_BK[:, : found_BK.shape[1]] = found_BK
+            whole_Q = (~proven_B).nonzero().squeeze(1)
+        elif in_range and bool(scanned_B.any()):
+            # Anchors that leave out too much go their own way, lest all others be looked at as deep.
+            for part_Q in (scanned_B.nonzero().squeeze(1), (~scanned_B).nonzero().squeeze(1)):
+                part_QK = key_BK[part_Q]
+                self._fill(part_QK, anchor_BD[part_Q], excluded.only(part_Q), row_M)
+                key_BK[part_Q] = part_QK
+            return
         else:
             whole_Q = torch.arange(len(anchor_BD), device=self._device)
         for low in range(0, len(whole_Q), _WHOLE_AT_ONCE):

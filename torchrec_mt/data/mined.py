@@ -44,7 +44,11 @@ class MinedFolder:
             UserError: nothing there, or no whole folder of mined negatives.
         """
         if not (path / MARK).is_file():
-            raise UserError(f"no mined negatives at '{path}': run `torchrec-mt mine RUN` and name its folder")
+            there = f"; there are some in '{path / 'mined'}'" if (path / "mined").is_dir() else ""
+            raise UserError(
+                f"negatives: a source of kind 'mined' has path = '{path}', where no mined negatives are: run "
+                f"`torchrec-mt mine RUN` and name the folder that it writes, RUN/mined{there}"
+            )
         with reading(path / MARK, "mine again"):
             about = json.loads((path / MARK).read_text(encoding="utf-8"))
             if not (isinstance(about, dict) and {"digest", "tasks"} <= about.keys()):

@@ -181,7 +181,7 @@ def test_mined_from_another_state_of_the_dataset(
     assert "was mined from another state of the dataset" in said(capsys)
     shutil.rmtree(tmp_path / "mined")
     assert exit_code_of(lambda: train(command)) == 2
-    assert "run `torchrec-mt mine RUN` and name its folder" in said(capsys)
+    assert "run `torchrec-mt mine RUN` and name the folder that it writes" in said(capsys)
 
 
 def test_a_run_of_another_state_of_the_dataset(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -259,7 +259,9 @@ def test_choices_repeat_by_the_generator(listed: PreparedDataset) -> None:
 def test_a_source_that_the_data_does_not_have(dataset: PreparedDataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="task 'alike' has a source of kind 'named', but its data names no negatives"):
         make(dataset, "alike", sources=(Named(),))
-    with pytest.raises(UserError, match=r"path = '.*nowhere', where no mined negatives are: run `torchrec-mt mine RUN`"):
+    with pytest.raises(
+        UserError, match=r"path = '.*nowhere', where no mined negatives are: run `torchrec-mt mine RUN`"
+    ):
         make(dataset, sources=(Mined(path=str(tmp_path / "nowhere")),))
     write_mined(
         tmp_path / "mined", dataset, {"find": MinedTask(np.zeros(QUERIES, np.int64), np.zeros(0, np.int64))}, {}

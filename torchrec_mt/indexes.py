@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
         for entity in dict.fromkeys(info[name].candidate for name in tasks):
             questions = {name: asked(name) for name in tasks if info[name].candidate == entity}
             candidate_ND = vectors(entity, np.arange(dataset.manifest.entities[entity].count))
-            entities[entity] = on_main(lambda: measured(candidate_ND, questions))  # noqa: B023 (called at once)
+            entities[entity] = on_main(partial(measured, candidate_ND, questions))
         report = {
             "split": config.evaluate.split,
             "max_anchors": config.evaluate.max_anchors,
@@ -112,9 +113,7 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
             "faiss": metadata.version("faiss-cpu"),
             "entities": entities,
         }
-        on_main(
-            lambda: write_atomic(run.evaluation_path.with_name("indexes.json"), json.dumps(report, indent=1) + "\n")
-        )
+        on_main(lambda: write_atomic(_path(run), json.dumps(report, indent=1) + "\n"))
         return report if here.is_main else None
 
 

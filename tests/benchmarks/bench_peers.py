@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def measure_topk(python: str, folder: Path) -> dict[str, float]:
     """
     anchor_BD, vector_ND = unit_vectors(ANCHORS, 1), unit_vectors(CANDIDATES, 2)
     np.savez(folder / "vectors.npz", anchors=anchor_BD.numpy(), candidates=vector_ND.numpy())
-    catalogues = {name: Catalogue(vector_ND, precision=name) for name in ("float32", "auto")}  # type: ignore[arg-type]
+    catalogues = {name: Catalogue(vector_ND, precision=name) for name in ("float32", "auto")}
     seconds: dict[str, list[float]] = {**{f"ours, {name}": [] for name in catalogues}, "TFRS": []}
     for _ in range(ROUNDS):
         for name, catalogue in catalogues.items():
             rows_BK = catalogue.topk(anchor_BD, K)[1]
-            seconds[f"ours, {name}"].append(timed(lambda catalogue=catalogue: catalogue.topk(anchor_BD, K), 5))  # type: ignore[misc]
+            seconds[f"ours, {name}"].append(timed(partial(catalogue.topk, anchor_BD, K), 5))
         found = asked(python, "tfrs_topk.py", {"vectors": str(folder / "vectors.npz"), "k": K, "rounds": 5})
         if rows_BK[:, 0].tolist() != found["first_rows"]:
             raise SystemExit("results differ from TFRS's")

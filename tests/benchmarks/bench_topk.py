@@ -8,6 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import faiss
@@ -79,7 +80,7 @@ def measure(vector_ND: Tensor, index: Any, catalogues: dict[str, Catalogue], k: 
         "product": product(anchor_BD, vector_ND),
     }
     for name, catalogue in catalogues.items():
-        systems[name] = lambda catalogue=catalogue: catalogue.topk(anchor_BD, k)  # type: ignore[misc]
+        systems[name] = partial(catalogue.topk, anchor_BD, k)
     found = {name: system() for name, system in systems.items()}  # warms up, too
     equal = min(check_equal(anchor_BD, vector_ND, found[name][1].numpy(), found["FAISS"][1]) for name in catalogues)
     repeats = 20 if anchors == 1 else 1
@@ -101,7 +102,7 @@ def main() -> None:
         index = faiss.IndexFlatIP(DIM)
         index.add(vector_ND.numpy())
         # As a server would hold it: FAISS's index, too, is a copy of the vectors made beforehand.
-        catalogues = {name: Catalogue(vector_ND, precision=p, copy=True) for name, p in names.items()}  # type: ignore[arg-type]
+        catalogues = {name: Catalogue(vector_ND, precision=p, copy=True) for name, p in names.items()}
         for shape in [*GRID, *REST]:
             if shape[0] == candidates:
                 results[shape] = measure(vector_ND, index, catalogues, *shape[1:])

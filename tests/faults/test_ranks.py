@@ -74,7 +74,7 @@ def stopped_by(folder: Path, value: str) -> dict[str, Any]:
             yield poisoned(batch, value) if guilty and step == 3 else batch
 
     def slow(*arguments: Any) -> None:
-        time.sleep(0.5)
+        time.sleep(0.5)  # long enough for a rank that does not wait to end, whereupon all would be killed
         torch.save(*arguments)
 
     def program() -> int:

@@ -53,7 +53,7 @@ def encode_in_parts(folder: str, kind: str) -> dict[str, Any]:
         dataset.manifest,
         tiny_schema(),
         ModelConfig(dim=8),
-        ShardingConfig(default=kind),  # type: ignore[arg-type]
+        ShardingConfig(default=kind),
         losses=LossConfig(),
         runtime=here,
         seed=3,

@@ -62,7 +62,7 @@ HOSTILE = {
 def test_every_catalogue_is_ranked_exactly(name: str, precision: str) -> None:
     vector_ND = HOSTILE[name]()
     anchor_BD = torch.cat([random_vectors(20, 9), vector_ND[:3], torch.zeros(1, D)])
-    catalogue = Catalogue(vector_ND, precision=precision)  # type: ignore[arg-type]
+    catalogue = Catalogue(vector_ND, precision=precision)
     for k in (1, 10, 100):
         scores_BK, rows_BK = catalogue.topk(anchor_BD, k)
         np.testing.assert_array_equal(rows_BK.numpy(), slow_topk(anchor_BD, vector_ND, k))
@@ -77,7 +77,7 @@ def test_few_and_many_anchors(anchors: int, precision: str, copy: bool, monkeypa
     """One anchor is asked at once, thirty too or (with little room) by a scan, 600 by a scan in two chunks."""
     vector_ND, anchor_BD = random_vectors(N, 1), random_vectors(anchors, 2)
     expected = slow_topk(anchor_BD, vector_ND, 40)
-    catalogue = Catalogue(vector_ND, precision=precision, copy=copy)  # type: ignore[arg-type]
+    catalogue = Catalogue(vector_ND, precision=precision, copy=copy)
     np.testing.assert_array_equal(catalogue.topk(anchor_BD, 40)[1].numpy(), expected)
     monkeypatch.setattr(topk, "_SCORES_AT_ONCE", 0)
     np.testing.assert_array_equal(catalogue.topk(anchor_BD, 40)[1].numpy(), expected)
@@ -97,7 +97,7 @@ def test_exclusions_and_filters(precision: str, at_once: int, monkeypatch: pytes
     banned_BN[owner[row >= 0], row[row >= 0]] = True
     excluded = Excluded(torch.from_numpy(owner), torch.from_numpy(row))
     allowed_N = rng.random(N) < 0.6
-    catalogue = Catalogue(vector_ND, precision=precision)  # type: ignore[arg-type]
+    catalogue = Catalogue(vector_ND, precision=precision)
     for allowed in (np.ones(N, bool), allowed_N, np.arange(N) < 45, np.zeros(N, bool)):
         _, rows_BK = catalogue.topk(anchor_BD, 30, excluded=excluded, allowed_N=torch.from_numpy(allowed))
         expected = slow_topk(anchor_BD, vector_ND, 30, banned_BN | ~allowed)
@@ -182,7 +182,7 @@ def test_scores_beyond_the_range_of_the_scan(
     monkeypatch.setattr(topk, "_SCORES_AT_ONCE", at_once)
     vector_ND = random_vectors(N, 1, 4).clamp(-1, 1) * theirs
     anchor_BD = random_vectors(30, 2, 4) * ours
-    rows_BK = Catalogue(vector_ND, precision=precision).topk(anchor_BD, 5)[1]  # type: ignore[arg-type]
+    rows_BK = Catalogue(vector_ND, precision=precision).topk(anchor_BD, 5)[1]
     np.testing.assert_array_equal(rows_BK.numpy(), slow_topk(anchor_BD, vector_ND, 5))
 
 

@@ -31,14 +31,14 @@ def report(wish: float, *found: Measured, tasks: tuple[str, ...] = ("search", "s
     anchors = dict.fromkeys(tasks, 1234)
     entity = entity_report(EXACT, found, {"PQ9": "needs more"}, wish, candidates=20_000, anchors=anchors)
     whole = {"split": "test", "max_anchors": 0, "wish": wish, "threads": 2, "entities": {"product": entity}}
-    return json.loads(json.dumps(whole))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(whole))
 
 
 def printed(shown: dict[str, Any], width: int) -> list[str]:
     plain = Console(file=io.StringIO(), width=width)
     for table in index_tables(shown):
         plain.print(table)
-    return plain.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+    return plain.file.getvalue().splitlines()
 
 
 def test_recommended_per_task_and_over_all() -> None:

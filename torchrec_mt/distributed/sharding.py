@@ -58,7 +58,7 @@ def _take_weights_as_constants(model: nn.Module) -> None:
     """Tells the lookup kernels that weights of bags want no gradient; they compute one unasked (a fifth of a step)."""
 
     def say(kernel: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        features = len(kernel.D_offsets) - 1  # type: ignore[arg-type]
+        features = len(kernel.get_buffer("D_offsets")) - 1
         wanted = named["indices"].new_zeros(features, dtype=torch.int32)
         return arguments, named | {"feature_requires_grad": wanted}
 

@@ -57,7 +57,7 @@ def encode_part(
         UserError: on every rank, vectors that are no finite numbers: training went wrong.
     """
     rank, world_size = rank_and_size()
-    starts = np.array_split(np.arange(0, len(id_N), block), world_size)
+    starts = _starts(len(id_N), block, world_size)
     own, passes = starts[rank], max(len(part) for part in starts)
     first = int(own[0]) if len(own) else len(id_N)
     rows = min(len(id_N), int(own[-1]) + block) - first if len(own) else 0
@@ -106,11 +106,11 @@ def encode(
     """The vectors of all parts, in the order of id_N, on every rank: vector_ND. Otherwise as `encode_part`."""
     own = encode_part(model, collator, entity, id_N, task=task, device=device, block=block, progress=progress)
     _, world_size = rank_and_size()
-    starts = [len(part) for part in np.array_split(np.arange(0, len(id_N), block), world_size)]
-    longest = max(starts) * block
+    blocks = [len(part) for part in _starts(len(id_N), block, world_size)]
+    longest = max(blocks) * block
     padded = torch.nn.functional.pad(own.vector_PD, (0, 0, 0, longest - len(own.vector_PD)))
     parts = gather(padded).view(world_size, longest, -1)
-    return torch.cat([part[: count * block] for part, count in zip(parts, starts, strict=True)])[: len(id_N)]
+    return torch.cat([part[: count * block] for part, count in zip(parts, blocks, strict=True)])[: len(id_N)]
 
 
 def vectors_of(model: nn.Module, collator: Collator, device: torch.device) -> Vectors:
@@ -120,6 +120,11 @@ def vectors_of(model: nn.Module, collator: Collator, device: torch.device) -> Ve
         return encode(model, collator, entity, row_M, task=task, device=device).cpu().numpy()
 
     return vectors
+
+
+def _starts(count: int, block: int, world_size: int) -> list[np.ndarray]:
+    """First positions of the blocks of each rank."""
+    return np.array_split(np.arange(0, count, block), world_size)
 
 
 def _room(rows: int, width: int, device: torch.device, folder: Path | None) -> Tensor:

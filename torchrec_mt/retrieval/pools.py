@@ -36,6 +36,10 @@ def pool_depth(dataset: PreparedDataset, task: str, split: Split, anchors: int) 
     """How deep rankers must rank for `judge_pool`: the catalogue, if memory allows; 0 where there is no pool."""
     if not (dataset.pairs(task, split)["grade"] <= 0).any():
         return 0
+    return _depth(dataset, task, anchors)
+
+
+def _depth(dataset: PreparedDataset, task: str, anchors: int) -> int:
     return min(dataset.manifest.entities[dataset.manifest.tasks[task].candidate].count, _PLACES // max(1, anchors))
 
 
@@ -51,7 +55,7 @@ def judge_pool(
     has_value_B = judged.relevant.count_B > 0
     if not (judged.grades <= 0).any() or not has_value_B.any():
         return None
-    depth = pool_depth(dataset, task, split, len(anchor_B))
+    depth = _depth(dataset, task, len(anchor_B))
     catalogue = dataset.manifest.entities[dataset.manifest.tasks[task].candidate].count
     reachable = catalogue - same_entity(dataset, task)
     values = {RANDOM: random_expectation(judged, reachable)}

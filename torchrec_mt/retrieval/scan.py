@@ -86,7 +86,6 @@ def near_best(anchor_QD: Tensor, vector_ND: Tensor, *, longest: float, k: int) -
     All scores at once, in the precision of vector_ND. The k-th best of maxima of groups is at most the k-th best score.
     """
     anchors, candidates = len(anchor_QD), len(vector_ND)
-    margin_Q1 = 2 * score_error(anchor_QD, longest, vector_ND.dtype).float()[:, None]
     group = _LARGEST_GROUP
     while group > 1 and candidates < 4 * group * k:
         group //= 2
@@ -94,17 +93,13 @@ def near_best(anchor_QD: Tensor, vector_ND: Tensor, *, longest: float, k: int) -
     score_QN = vector_ND.new_empty(anchors, filled)
     torch.mm(anchor_QD.to(vector_ND.dtype), vector_ND.T, out=score_QN[:, :candidates])
     score_QN[:, candidates:] = -torch.inf
-    best_QJ = score_QN.view(anchors, group, -1).amax(dim=1)
-    floor_Q1 = best_QJ.topk(k, dim=1).values[:, -1:].float() - margin_Q1
-    row_H, at_H = (best_QJ >= floor_Q1).nonzero().unbind(dim=1)
-    score_HG = score_QN.view(anchors, group, -1)[row_H, :, at_H]
-    found_H, member_H = (score_HG >= floor_Q1[row_H]).nonzero().unbind(dim=1)
-    owner_H, position_H = row_H[found_H], member_H * best_QJ.shape[1] + at_H[found_H]
-    count_Q = torch.bincount(owner_H, minlength=anchors)
-    place_H = torch.arange(len(owner_H), device=owner_H.device) - (count_Q.cumsum(0) - count_Q)[owner_H]
-    position_QL = owner_H.new_full((anchors, int(count_Q.max())), -1)
-    position_QL[owner_H, place_H] = position_H
-    return position_QL
+    best_QJ = _maxima(score_QN, group, _Scratch(score_QN))
+    margin_Q = 2 * score_error(anchor_QD, longest, vector_ND.dtype).float()
+    floor_Q = best_QJ.topk(k, dim=1).values[:, -1].float() - margin_Q
+    owner_H, position_H, score_H = _at_least(score_QN, best_QJ, floor_Q)
+    none_Q = torch.zeros(anchors, dtype=torch.int64, device=owner_H.device)
+    place_H, count_Q = _places(owner_H, none_Q)
+    return _side_by_side([(owner_H, place_H, position_H, score_H)], count_Q, count_Q >= 0)[0]
 
 
 class Scan:
@@ -153,16 +148,14 @@ class Scan:
             score_QC = torch.mm(anchor_QD, block_CD.T, out=self._score(len(anchor_QD), len(block_CD)))
             if fill:
                 score_QC[:, -fill:] = -torch.inf
-            owner_H, column_H, score_H = _at_least(score_QC, self._floor_B[chunk], self._group, self._best)
-            before_Q = self._count_B[chunk]
-            new_Q = torch.bincount(owner_H, minlength=len(before_Q))
-            # Where each goes in its anchor's row: after those of earlier blocks and those before it in this one.
-            place_H = torch.arange(len(owner_H), device=owner_H.device) + (before_Q - new_Q.cumsum(0) + new_Q)[owner_H]
-            before_Q += new_Q
-            # Too many: nothing of these anchors is kept, now or later.
-            self._floor_B[chunk].masked_fill_(before_Q > self._most, torch.inf)
-            if bool((before_Q > self._most).any()):
-                fits_H = (before_Q <= self._most)[owner_H]
+            best_QJ = _maxima(score_QC, self._group, self._best)
+            owner_H, column_H, score_H = _at_least(score_QC, best_QJ, self._floor_B[chunk])
+            place_H, count_Q = _places(owner_H, self._count_B[chunk])
+            self._count_B[chunk] = count_Q
+            over_Q = count_Q > self._most
+            if bool(over_Q.any()):  # nothing of these anchors is kept, now or later
+                self._floor_B[chunk].masked_fill_(over_Q, torch.inf)
+                fits_H = ~over_Q[owner_H]
                 owner_H, place_H, column_H, score_H = (x_H[fits_H] for x_H in (owner_H, place_H, column_H, score_H))
             parts.append((owner_H, place_H, column_H + start, score_H))
 
@@ -211,17 +204,38 @@ def _ranked_scores(anchor_BD: Tensor, sample_SD: Tensor, rank: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _at_least(score_QC: Tensor, floor_Q: Tensor, group: int, scratch: _Scratch) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of at least their row's floor: row_H (ascending), column_H, score_H (float32)."""
+def _maxima(score_QC: Tensor, group: int, scratch: _Scratch) -> Tensor:
+    """The best score of each group, best_QJ; candidates j, j + J, j + 2 J, ... are group j."""
     if group == 1:
-        owner_H, column_H = (score_QC >= floor_Q[:, None]).nonzero().unbind(dim=1)
-        return owner_H, column_H, score_QC[owner_H, column_H].float()
+        return score_QC
     grouped_QGJ = score_QC.view(len(score_QC), group, -1)
-    best_QJ = torch.amax(grouped_QGJ, dim=1, out=scratch(len(score_QC), grouped_QGJ.shape[2]))
+    return torch.amax(grouped_QGJ, dim=1, out=scratch(len(score_QC), grouped_QGJ.shape[2]))
+
+
+def _at_least(score_QC: Tensor, best_QJ: Tensor, floor_Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of at least their row's floor: row_H (ascending), column_H, score_H (float32).
+
+    Args:
+        best_QJ: see `_maxima`.
+    """
     row_H, at_H = (best_QJ >= floor_Q[:, None]).nonzero().unbind(dim=1)
-    score_HG = grouped_QGJ[row_H, :, at_H]
+    if best_QJ.shape == score_QC.shape:
+        return row_H, at_H, score_QC[row_H, at_H].float()
+    groups = best_QJ.shape[1]
+    score_HG = score_QC.view(len(score_QC), -1, groups)[row_H, :, at_H]
     found_H, member_H = (score_HG >= floor_Q[row_H, None]).nonzero().unbind(dim=1)
-    return row_H[found_H], member_H * grouped_QGJ.shape[2] + at_H[found_H], score_HG[found_H, member_H].float()
+    return row_H[found_H], member_H * groups + at_H[found_H], score_HG[found_H, member_H].float()
+
+
+def _places(owner_H: Tensor, before_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each goes in its anchor's row, behind the `before_Q` that are there: place_H, and the new counts.
+
+    Args:
+        owner_H: ascending.
+    """
+    new_Q = torch.bincount(owner_H, minlength=len(before_Q))
+    first_Q = before_Q - new_Q.cumsum(0) + new_Q
+    return torch.arange(len(owner_H), device=owner_H.device) + first_Q[owner_H], before_Q + new_Q
 
 
 def _side_by_side(parts: list[tuple[Tensor, ...]], count_Q: Tensor, fits_Q: Tensor) -> tuple[Tensor, Tensor]:

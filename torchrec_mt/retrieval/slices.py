@@ -9,6 +9,7 @@ Legend: B anchors, N entities of one end.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -197,8 +198,8 @@ def _quarters(dataset: PreparedDataset, entity: str, feature: str, rows: np.ndar
     edges = np.quantile(value_N, [0.25, 0.5, 0.75])
     code_N = np.searchsorted(edges, value_N)
     raw_N = value_N * about.std + about.mean
-    declared = dataset.manifest.declaration["entities"]
-    if declared[entity]["features"][feature]["transform"] == "log1p":  # type: ignore[index]
+    declared: Any = dataset.manifest.declaration["entities"]
+    if declared[entity]["features"][feature]["transform"] == "log1p":
         raw_N = np.expm1(raw_N)
     labels = []
     for quarter in range(4):

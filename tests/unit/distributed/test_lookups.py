@@ -1,6 +1,5 @@
 """No lookup kernel computes a gradient of the bags' weights, however its tables are sharded: a fifth of a CPU step."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.tiny import write_tiny
 from tests.tiny_trainer import tiny_batches, tiny_trainer
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed import sharding
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.quiet import quiet_dependencies
-from torchrec_mt.distributed.runtime import Runtime, RuntimeConfig, runtime
+from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import table_kernels
 
 FUSED, DENSE = SplitTableBatchedEmbeddingBagsCodegen, DenseTableBatchedEmbeddingBagsCodegen
@@ -47,17 +45,6 @@ class Wanted(TorchDispatchMode):
             value = dict(zip(names, args, strict=False)).get("feature_requires_grad")
             self.told.append(None if value is None else value.tolist())
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Runtime]:
-    with runtime(RuntimeConfig(device="cpu", threads=1)) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "data")
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +78,7 @@ def test_untold_they_compute_it(
 
 def gradient_of_weights(kernel: nn.Module) -> Tensor:
     """Of two bags of one row for each key of a kernel."""
-    keys = len(kernel.D_offsets) - 1  # type: ignore[arg-type]
+    keys = len(kernel.get_buffer("D_offsets")) - 1
     weights = torch.ones(2 * keys, requires_grad=True)
     pooled = kernel(
         indices=torch.zeros(2 * keys, dtype=torch.int64),

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -11,27 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import write_tiny
 from tests.tiny_trainer import tiny_batches, tiny_trainer
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.distributed.runtime import Runtime, RuntimeConfig, runtime
+from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError, exit_code_of
 from torchrec_mt.reporting.terminal import TrainingProgress
 from torchrec_mt.runs import MetricsLog, RunFolder
 from torchrec_mt.training.alarms import check_losses, spread
 from torchrec_mt.training.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Runtime]:
-    with runtime(RuntimeConfig(device="cpu", threads=1)) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "data")
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:

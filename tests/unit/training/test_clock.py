@@ -8,25 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import write_tiny
 from tests.tiny_trainer import tiny_batches, tiny_trainer
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.distributed.runtime import Runtime, RuntimeConfig, runtime
+from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.training import clock as clock_module
 from torchrec_mt.training.clock import PHASES, StepClock
 from torchrec_mt.training.trainer import Metrics
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Runtime]:
-    with runtime(RuntimeConfig(device="cpu", threads=1)) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "data")
 
 
 class Hands:

@@ -1,27 +1,14 @@
 """Every loss, alone in a model: a parameter that only other losses read must not stop DDP."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.tiny import write_tiny
 from tests.tiny_trainer import tiny_batches, tiny_trainer
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.distributed.runtime import Runtime, RuntimeConfig, runtime
+from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.models.losses.config import BceLoss, Loss, LossConfig, MarginLoss, SoftmaxLoss
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Runtime]:
-    with runtime(RuntimeConfig(device="cpu", threads=1)) as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "data")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

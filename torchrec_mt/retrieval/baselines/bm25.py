@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.sparse import csr_array
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.retrieval.baselines.ranker import Ranker, left_justified, same_entity, without_self
+from torchrec_mt.retrieval.baselines.ranker import (
+    Ranker,
+    best_of_sparse,
+    in_blocks,
+    same_entity,
+)
 
 _NO_BLANKS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 
@@ -32,17 +38,26 @@ def bm25(dataset: PreparedDataset, task: str, *, categories: bool = True) -> Ran
     anchors = candidates if same else entity_words(dataset, info.anchor, categories=categories)
     if not any(candidates) or not any(anchors):
         return None
+    count = len(candidates)
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # the package sets DEBUG for itself
     index = bm25s.BM25()
     index.index(candidates, show_progress=False)
 
-    def rank(anchor_B: np.ndarray, k: int) -> np.ndarray:
-        words = [anchors[row] for row in anchor_B]
-        depth = min(k + 1, len(candidates))
-        rows_BK, scores_BK = index.retrieve(words, k=depth, show_progress=False, n_threads=2)
-        return without_self(left_justified(rows_BK.astype(np.int64), scores_BK > 0), anchor_B, k, same_entity=same)
+    word_of = index.vocab_dict
+    # What a word gives to each candidate that has it: rows are words.
+    stored = index.scores
+    score_VN = csr_array(
+        (stored["data"], stored["indices"], stored["indptr"]), shape=(len(stored["indptr"]) - 1, count)
+    )
 
-    return rank
+    def rank(anchor_B: np.ndarray, k: int) -> np.ndarray:
+        asked = [[word_of[word] for word in anchors[row] if word in word_of] for row in anchor_B]
+        offsets = np.concatenate([[0], np.cumsum([len(words) for words in asked])])
+        words = np.fromiter(chain.from_iterable(asked), np.int64, offsets[-1])
+        asked_BV = csr_array((np.ones(len(words), np.float32), words, offsets), shape=(len(asked), score_VN.shape[0]))
+        return best_of_sparse(csr_array(asked_BV @ score_VN), anchor_B, k, same_entity=same)
+
+    return in_blocks(rank, count)
 
 
 def entity_words(dataset: PreparedDataset, entity: str, *, categories: bool = True) -> list[list[str]]:

@@ -5,7 +5,13 @@ from scipy.sparse import csr_array
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.retrieval.baselines.interactions import interactions, scaled
-from torchrec_mt.retrieval.baselines.ranker import Ranker, by_scores
+from torchrec_mt.retrieval.baselines.ranker import (
+    Popularity,
+    Ranker,
+    best_of_sparse,
+    in_blocks,
+    same_entity,
+)
 
 
 def two_hops(dataset: PreparedDataset, task: str) -> Ranker:
@@ -34,11 +40,11 @@ def item_knn(dataset: PreparedDataset, task: str) -> Ranker:
 
 
 def _by_products(dataset: PreparedDataset, task: str, first: csr_array, second: csr_array, third: csr_array) -> Ranker:
-    """Ranks by the anchor's row of first x second x third, where that is not 0."""
+    """Ranks by the anchor's row of first x second x third, where that is above 0; then popularity."""
+    popular, same = Popularity(dataset, task), same_entity(dataset, task)
 
-    def scores(anchor_B: np.ndarray) -> np.ndarray:
-        score_BN = ((first[anchor_B] @ second) @ third).toarray()
-        score_BN[score_BN == 0] = -np.inf
-        return score_BN.astype(np.float32)  # sums that only rounding tells apart are equal again
+    def rank(anchor_B: np.ndarray, k: int) -> np.ndarray:
+        score_BN = csr_array((first[anchor_B] @ second) @ third)
+        return popular.behind(best_of_sparse(score_BN, anchor_B, k, same_entity=same), anchor_B, k)
 
-    return by_scores(dataset, task, scores)
+    return in_blocks(rank, len(popular.row_N))

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.retrieval.keys import stable_topk
+from torchrec_mt.retrieval.keys import NO_KEY, best_keys, keys_of, scores_and_rows, stable_topk
 
 Ranker = Callable[[np.ndarray, int], np.ndarray]
 _SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32 scores
@@ -69,20 +70,41 @@ def by_scores(dataset: PreparedDataset, task: str, scores: Callable[[np.ndarray]
     """
     popular, same = Popularity(dataset, task), same_entity(dataset, task)
     candidates = len(popular.row_N)
-    block = max(1, _SCORES_AT_ONCE // max(1, candidates))
 
-    def best(anchor_B: np.ndarray, k: int) -> np.ndarray:
+    def rank(anchor_B: np.ndarray, k: int) -> np.ndarray:
         score_BN = torch.from_numpy(scores(anchor_B))
         if same:
             score_BN[torch.arange(len(anchor_B)), torch.from_numpy(anchor_B)] = -torch.inf
         values_BK, rows_BK = stable_topk(score_BN, min(k, candidates))
-        return rows_BK.masked_fill_(values_BK == -torch.inf, -1).numpy()
+        return popular.behind(rows_BK.masked_fill_(values_BK == -torch.inf, -1).numpy(), anchor_B, k)
 
-    def rank(anchor_B: np.ndarray, k: int) -> np.ndarray:
-        parts = [anchor_B[start : start + block] for start in range(0, len(anchor_B), block)]
-        return np.concatenate([np.zeros((0, k), np.int64), *(popular.behind(best(part, k), part, k) for part in parts)])
+    return in_blocks(rank, candidates)
 
-    return rank
+
+def in_blocks(rank: Ranker, candidates: int) -> Ranker:
+    """The same ranker, called with so few anchors at a time that the scores of all their candidates fit."""
+    block = max(1, _SCORES_AT_ONCE // max(1, candidates))
+
+    def blocks(anchor_B: np.ndarray, k: int) -> np.ndarray:
+        parts = [rank(anchor_B[start : start + block], k) for start in range(0, len(anchor_B), block)]
+        return np.concatenate([np.zeros((0, k), np.int64), *parts])
+
+    return blocks
+
+
+def best_of_sparse(score_BN: csr_array, anchor_B: np.ndarray, k: int, *, same_entity: bool) -> np.ndarray:
+    """Candidates with a score above 0 (as float32), best first, ties by row, no anchor itself: rows_BK, -1 padded."""
+    length_B = np.diff(score_BN.indptr)
+    at = np.arange(score_BN.nnz) - np.repeat(score_BN.indptr[:-1].astype(np.int64), length_B)
+    row, item = np.repeat(np.arange(len(length_B)), length_B), score_BN.indices.astype(np.int64)
+    score = score_BN.data.astype(np.float32)  # sums that only rounding tells apart are equal again
+    keep = score > 0
+    if same_entity:
+        keep &= item != anchor_B[row]
+    key = keys_of(torch.from_numpy(score), torch.from_numpy(np.where(keep, item, -1)))
+    key_BW = torch.full((len(length_B), max(k, length_B.max(initial=0))), NO_KEY)
+    key_BW[torch.from_numpy(row), torch.from_numpy(at)] = key
+    return scores_and_rows(best_keys(key_BW, k))[1].numpy()
 
 
 def whole_catalogue(score_BM: np.ndarray, item_M: np.ndarray, candidates: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from tests.raw_shop import ids, make_schema, run
 from tests.tiny import PRODUCTS, TASKS
@@ -113,3 +114,19 @@ def test_fusion_needs_text_and_a_model(tmp_path: Path) -> None:
     dataset = run(tmp_path / "mute", make_schema(), queries={"query": ["q1", "q2"], "words": ["?", ""]})
     rankers = baseline_rankers(dataset, "search", config, model=popularity(dataset, "search"))
     assert list(rankers) == ["popularity"]
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_the_best_of_sparse_scores_are_those_of_dense_ones(same: bool) -> None:
+    rng = np.random.default_rng(0)
+    score_BN = np.maximum(rng.integers(-3, 3, (9, 12)), 0).astype(np.float64)  # many ties, empty rows, zeros
+    score_BN[4] = 0
+    anchor_B = rng.integers(0, 12, 9)
+    for k in (1, 5, 12, 20):
+        expected = []
+        for row_N, own in zip(score_BN, anchor_B, strict=True):
+            best = np.lexsort((np.arange(12), -row_N)).tolist()
+            found = [n for n in best if row_N[n] > 0 and not (same and n == own)][:k]
+            expected.append(found + [-1] * (k - len(found)))
+        ranked_BK = ranker.best_of_sparse(csr_array(score_BN), anchor_B, k, same_entity=same)
+        assert ranked_BK.tolist() == expected

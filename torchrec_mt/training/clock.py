@@ -5,18 +5,40 @@ each mark, so that a launch is not taken for the work.
 """
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_AFTER = {
+    "idle": "data",
+    "data": "copy",
+    "copy": "lookup",
+    "lookup": "towers",
+    "towers": "loss",
+    "loss": "backward",
+    "backward": "tables",
+    "tables": "optimizer",
+    "optimizer": "idle",
+}
 PHASES = ("data", "copy", "lookup", "towers", "loss", "backward", "tables", "optimizer", "idle")
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a rank is: in which phase of which step, and since when (`time.monotonic`)."""
+
+    step: int
+    phase: str
+    since: float
+
+
 class StepClock:
-    """Milliseconds per step and phase since the last `read`."""
+    """Milliseconds per step and phase since the last `read`, and where the step is now."""
 
     def __init__(self, device: torch.device) -> None:
+        self.position = Position(0, "start", time.monotonic())
         self._device, self._last, self._on = device, time.perf_counter(), False
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps = 0
@@ -26,6 +48,7 @@ class StepClock:
 
         def before(module: nn.Module, arguments: Any) -> None:
             self.mark("towers")
+            self.enter("lookup")
 
         def after(module: nn.Module, arguments: Any, output: dict[str, list[Tensor]]) -> None:
             self.mark("lookup")
@@ -38,14 +61,20 @@ class StepClock:
         embeddings.register_forward_pre_hook(before)
         embeddings.register_forward_hook(after)
 
-    def start(self, *, timed: bool = True) -> None:
+    def enter(self, phase: str, step: int | None = None) -> None:
+        """Says where the program is; also for what is no part of a step ("validation", "checkpoint")."""
+        self.position = Position(self.position.step if step is None else step, phase, time.monotonic())
+
+    def start(self, step: int = 0, *, timed: bool = True) -> None:
         """Begins a step. On a CPU every step is timed, on a GPU those that ask for it."""
+        self.enter("data", step)
         self._on = timed or self._device.type == "cpu"
         self._steps += self._on
         self._last = self._now()
 
     def mark(self, phase: str) -> None:
         """Gives the time since the last mark to a phase."""
+        self.enter(_AFTER[phase])
         if self._on:
             now = self._now()
             self._seconds[phase] += now - self._last

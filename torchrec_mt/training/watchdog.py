@@ -1,0 +1,127 @@
+"""A watchdog per rank: where training stands still for too long, it names the rank that holds up the others, and ends.
+
+A rank that is stuck (a file system that hangs, a deadlock) leaves all others waiting in a collective; seen from any of
+them the network is slow. Each rank therefore tells the job's store where it is (step, phase, for how long), and whoever
+has waited too long reads what all have told, names the rank that is furthest behind, and ends its process: the launcher
+ends the others, and starts again from the newest checkpoint if it may.
+"""
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+
+from torchrec_mt.training.clock import PHASES, Position
+
+EXIT_CODE = 70
+"""Of a process that the watchdog ended."""
+_KEY = "watchdog/{rank}"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a rank told last: its step and phase, how long it had been in it, and when it told (wall clock)."""
+
+    step: int
+    phase: str
+    seconds: float
+    at: float
+
+
+class Watchdog:
+    """Watches one rank's `where` from a thread of its own.
+
+    Args:
+        where: the rank's position now. seconds: longest that a phase of a step may take; other phases (validation,
+            checkpoint) are not watched, collectives in them have the process group's timeout.
+        store: shared by the ranks; the process group's by default.
+        end: what ends the process.
+    """
+
+    def __init__(
+        self,
+        where: Callable[[], Position],
+        *,
+        seconds: float,
+        rank: int,
+        world_size: int,
+        store: Store | None = None,
+        end: Callable[[str], None] | None = None,
+    ) -> None:
+        self._where, self._seconds, self._rank, self._world_size = where, seconds, rank, world_size
+        self._store = store or dist.distributed_c10d._get_default_store()
+        self._end = end or _end_process
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(5.0, self._seconds / 4)):
+            position = self._where()
+            stood = time.monotonic() - position.since
+            try:
+                told = json.dumps([position.step, position.phase, stood, time.time()])
+                self._store.set(_KEY.format(rank=self._rank), told)
+            except RuntimeError:
+                return  # the store has gone, and the job with it
+            if position.phase in PHASES and stood > self._seconds:
+                # The ranks that wait and the one that they wait for come here within one round: let all tell.
+                time.sleep(min(5.0, self._seconds / 4))
+                if self._where().since == position.since and not self._over.is_set():
+                    self._end(said(self._all(), self._seconds, rank=self._rank))
+                    return
+
+    def _all(self) -> list[Told | None]:
+        keys = [_KEY.format(rank=rank) for rank in range(self._world_size)]
+        return [Told(*json.loads(self._store.get(key))) if self._store.check([key]) else None for key in keys]
+
+
+def said(ranks: Sequence[Told | None], seconds: float, *, rank: int) -> str:
+    """The message: who is stuck, where, and where the others wait.
+
+    The stuck one is furthest behind: in the earliest step and in the earliest phase of it, and among equal ones there
+    the longest. A rank that told nothing is behind all.
+    """
+
+    def behind(one: int) -> tuple[int, int, float]:
+        told = ranks[one]
+        if told is None:
+            return -1, 0, 0.0
+        place = PHASES.index(told.phase) if told.phase in PHASES else len(PHASES)
+        return told.step, place, -told.seconds
+
+    stuck = min(range(len(ranks)), key=behind)
+    others = [
+        f"rank {other} waits in '{told.phase}' of step {told.step}"
+        for other, told in enumerate(ranks)
+        if other != stuck and told is not None
+    ]
+    told = ranks[stuck]
+    place = "before its first step" if told is None else f"in phase '{told.phase}' of step {told.step}"
+    stood = "" if told is None else f" for {told.seconds:.0f} s"
+    tail = f"; {', '.join(others[:8])}" if others else ""
+    return (
+        f"error: rank {rank}: training stands still: rank {stuck} is stuck {place}{stood} (more than "
+        f"runtime.stuck_seconds = {seconds:g}){tail}: look at that rank's machine, disk and network; `--resume` goes "
+        "on from the newest checkpoint"
+    )
+
+
+def _end_process(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(all_threads=True)  # where the main thread is, for whoever mends it
+    os._exit(EXIT_CODE)

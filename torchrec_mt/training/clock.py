@@ -27,7 +27,7 @@ PHASES = ("data", "copy", "lookup", "towers", "loss", "backward", "tables", "opt
 
 @dataclass(frozen=True)
 class Position:
-    """Where a rank is: in which phase of which step, and since when (`time.monotonic`)."""
+    """Where a rank is: in which phase of which step, and since when (`time.perf_counter`)."""
 
     step: int
     phase: str
@@ -38,7 +38,7 @@ class StepClock:
     """Milliseconds per step and phase since the last `read`, and where the step is now."""
 
     def __init__(self, device: torch.device) -> None:
-        self.position = Position(0, "start", time.monotonic())
+        self.position = Position(0, "start", time.perf_counter())
         self._device, self._last, self._on = device, time.perf_counter(), False
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps = 0
@@ -63,7 +63,7 @@ class StepClock:
 
     def enter(self, phase: str, step: int | None = None) -> None:
         """Says where the program is; also for what is no part of a step ("validation", "checkpoint")."""
-        self.position = Position(self.position.step if step is None else step, phase, time.monotonic())
+        self.position = Position(self.position.step if step is None else step, phase, time.perf_counter())
 
     def start(self, step: int = 0, *, timed: bool = True) -> None:
         """Begins a step. On a CPU every step is timed, on a GPU those that ask for it."""

@@ -72,7 +72,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(min(5.0, self._seconds / 4)):
             position = self._where()
-            stood = time.monotonic() - position.since
+            stood = time.perf_counter() - position.since
             try:
                 told = json.dumps([position.step, position.phase, stood, time.time()])
                 self._store.set(_KEY.format(rank=self._rank), told)

@@ -1,4 +1,4 @@
-"""The watchdog: who is called stuck, when it bites, and that it leaves a job in peace which only takes long elsewhere."""
+"""The watchdog: who is called stuck, when it bites, and that it leaves alone what only takes long elsewhere."""
 
 import time
 

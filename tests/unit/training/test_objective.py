@@ -135,11 +135,11 @@ def columns_of(parts: list[Batch], name: str, *, in_batch: bool) -> list[Column]
     for part in parts:
         one, vectors = part.pairs[name], vectors_of(part)
         for b, id_ in enumerate(one.candidate_id_B.tolist()):
-            count = draws * float(one.share_B[b]) + len(parts) * float(one.drawn_B[b])
+            count = draws * float(one.share_B[b]) + float(one.drawn_B[b])
             pairs.append(Column(len(pairs), vectors.candidate[name][b], id_, count))
         places = [m for start, stop in one.stretches for m in range(start, stop)]
-        for number, m in enumerate(places):
-            count = draws * float(one.share_M[number]) + len(parts) * float(one.drawn_M[number])
+        for m in places:
+            count = draws * float(one.share_M[m]) + float(one.drawn_M[m])
             id_ = int(part.negatives["product"].id_M[m])
             drawn.append(Column(-1, vectors.negative["product"][m], id_, count))
     return (pairs if in_batch else []) + drawn
@@ -160,7 +160,7 @@ def twin(parts: list[Batch], name: str, negatives: NegativesConfig) -> float:
             anchor_D = INVERSE_TEMPERATURE * vectors.anchor[name][b].double()
             positive = float(anchor_D @ every[pair].vector_D.double())
             if negatives.logq == "standard":
-                positive -= math.log(draws * float(one.share_B[b]) + len(parts) * float(one.drawn_B[b]))
+                positive -= math.log(draws * float(one.share_B[b]) + float(one.drawn_B[b]))
             logits = [positive]
             for column in columns:
                 left_out = column.pair == pair if negatives.mask == "none" else (b, column.id_) in blocked

@@ -10,7 +10,7 @@ ranks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Objective:
         self, tasks: Mapping[str, TaskSides], losses: LossConfig, negatives: NegativesConfig, device: torch.device
     ) -> None:
         self.tasks, self._losses, self._negatives = dict(tasks), losses, negatives
-        self._dtype = product_dtype(losses.precision, device)
+        self._dtype, self._device = product_dtype(losses.precision, device), device
         memories = {name: source for name in tasks for source in negatives.of(name) if isinstance(source, Memory)}
         self._memories = {name: CandidateMemory(source) for name, source in memories.items()}
         self._in_batch = {name: any(isinstance(s, InBatch) for s in negatives.of(name)) for name in tasks}
@@ -78,6 +78,29 @@ class Objective:
             name: self._task(name, vectors, batch.pairs[name], drawn[side.candidate], step)
             for name, side in self.tasks.items()
         }
+
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint says of it beside `tensors`, as JSON."""
+        return {
+            "memories": {name: memory.numbers() for name, memory in self._memories.items()},
+            "frequencies": {name: estimator.seen for name, estimator in self._frequencies.items()},
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it remembers of earlier steps, by name; the same on every rank."""
+        memories = {name: memory.tensors() for name, memory in self._memories.items()}
+        frequencies = {name: estimator.tensors() for name, estimator in self._frequencies.items()}
+        return _named("memory", memories) | _named("frequencies", frequencies)
+
+    def restore(self, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Makes room for what another objective of the same config remembered; returns what is to be filled with it."""
+        memories = {
+            name: memory.restore(numbers["memories"][name], self._device) for name, memory in self._memories.items()
+        }
+        frequencies = {
+            name: estimator.restore(numbers["frequencies"][name]) for name, estimator in self._frequencies.items()
+        }
+        return _named("memory", memories) | _named("frequencies", frequencies)
 
     def _task(self, name: str, vectors: Vectors, pairs: Pairs, drawn: Drawn, step: int) -> Tensor:
         loss = self._losses.of(name)
@@ -194,3 +217,7 @@ class Objective:
         rank, _ = rank_and_size()
         row_B = torch.arange(len(pairs.weight_B), device=column_id_C.device)
         return Blocked(row_B, row_B + (sum(pairs.counts[:rank]) if pairs.counts else rank * len(row_B)))
+
+
+def _named(kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{kind}.{task}.{name}": tensor for task, parts in tensors.items() for name, tensor in parts.items()}

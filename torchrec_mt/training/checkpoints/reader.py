@@ -48,7 +48,7 @@ class Reader(StorageReader):
     """One checkpoint.
 
     Raises:
-        DamagedCheckpointError: a file is missing or has another size, or the index or the small state are not as written.
+        DamagedCheckpointError: a file is missing or of another size, or index or small state are not as written.
     """
 
     def __init__(self, files: Files, folder: str, commit: Commit) -> None:

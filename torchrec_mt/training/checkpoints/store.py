@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from torchrec_mt.distributed.pieces import Pieces
-from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.errors import UserError
 from torchrec_mt.training.checkpoints.commit import COMMIT, DamagedCheckpointError, folder_of, read_commit
 from torchrec_mt.training.checkpoints.files import Files
 from torchrec_mt.training.checkpoints.reader import Reader
@@ -93,9 +93,9 @@ class CheckpointStore:
             self._files, self._shelf, step=step, marks=marks, state=_json(state), rank_state=_json(rank_state)
         )
         if background:
-            self._running = self._thread.submit(self._write, writer, self._staging.copy(tensors), step)
+            self._running = self._thread.submit(self._write, writer, self._staging.copy(tensors))
         else:
-            self._write(writer, dict(tensors), step)
+            self._write(writer, dict(tensors))
 
     def finish(self) -> None:
         """Waits for a save in the background.
@@ -114,26 +114,13 @@ class CheckpointStore:
         finally:
             self._thread.shutdown()
 
-    def _write(self, writer: Writer, tensors: dict[str, Any], step: int) -> None:
+    def _write(self, writer: Writer, tensors: dict[str, Any]) -> None:
         try:
             save(tensors, storage_writer=writer, planner=PiecesSavePlanner(), process_group=self._group)
-        except CheckpointException as error:
+        except CheckpointException as failure:  # the same on all ranks
             writer.abandon()
-            raise self._told(error, step) from None
-
-    def _told(self, error: CheckpointException, step: int) -> BaseException:
-        """The error of the first rank that failed, if a user can mend it; else all of them, with their tracebacks."""
-        rank, (first, _) = min(error.failures.items())
-        if isinstance(first, UserError | KeyboardInterrupt):
-            return first
-        if not isinstance(first, OSError):
-            return error
-        free = self._files.free_bytes()
-        room = "" if free is None else f"; {free:,} bytes are free there"
-        return UserError(
-            f"the checkpoint of step {step} cannot be written under '{self._files.where()}': rank {rank} says "
-            f"{first_line(first)}{room}: free some space or write elsewhere; earlier checkpoints are as they were"
-        )
+            _, (error, _) = min(failure.failures.items())
+            raise error from None if isinstance(error, UserError) else failure
 
     def load_newest(self, tensors: Tensors, *, partial: bool = False) -> Loaded | None:
         """Fills the tensors from the newest checkpoint that is whole; None where there is none at all.

@@ -4,6 +4,7 @@ import json
 import math
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.distributed.checkpoint.utils import find_tensor_shard
 from torch.futures import Future
 
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, first_line
 from torchrec_mt.training.checkpoints.commit import Commit, FileRecord, data_file, state_file, tensors_file
 from torchrec_mt.training.checkpoints.files import Bytes, Files
 from torchrec_mt.training.checkpoints.index import Index, Stored, Written
@@ -89,14 +90,16 @@ class Writer(StorageWriter):
         """Rank 0: makes the folder, and tells all ranks where to write."""
         self._rank_states = [plan.storage_data for plan in plans]
         self._attempt = secrets.token_hex(6)
-        self._folder = self._shelf.begin(self._step, self._attempt)
+        with self._told():
+            self._folder = self._shelf.begin(self._step, self._attempt)
         return [replace(plan, storage_data=(self._folder, self._attempt)) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Writes this rank's file; a rank with nothing to write writes none."""
         self._folder, self._attempt = plan.storage_data
         done: Future[list[WriteResult]] = Future()
-        done.set_result(self._write_file(plan.items, planner) if plan.items else [])
+        with self._told():
+            done.set_result(self._write_file(plan.items, planner) if plan.items else [])
         return done
 
     def _write_file(self, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
@@ -145,8 +148,13 @@ class Writer(StorageWriter):
         """Rank 0: writes what is left, makes the checkpoint count, and removes those that are not to be kept.
 
         Raises:
-            UserError: a rank's file is not to be seen here, or an old checkpoint cannot be removed.
+            UserError: a rank's file is not to be seen here, no room, or an old checkpoint cannot be removed.
         """
+        with self._told():
+            self._commit(metadata, results)
+        self._prune()
+
+    def _commit(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         metadata.storage_data, written = {}, {}
         for result in (result for of_rank in results for result in of_rank):
             stored, file = result.storage_data
@@ -171,7 +179,6 @@ class Writer(StorageWriter):
             files=records,
         )
         self._shelf.publish(self._folder, commit)
-        self._prune()
 
     def _check_seen(self, records: dict[str, FileRecord]) -> None:
         for name, record in records.items():
@@ -189,6 +196,19 @@ class Writer(StorageWriter):
             raise UserError(
                 f"the checkpoint of step {self._step} is written, but an older one under '{self._files.where()}' "
                 f"cannot be removed ({error}): remove it by hand, or give this program the right to"
+            ) from None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says what a user can mend; on the rank where it went wrong, so that all ranks hear the same."""
+        try:
+            yield
+        except OSError as error:
+            free = self._files.free_bytes()
+            room = "" if free is None else f"; {free:,} bytes are free there"
+            raise UserError(
+                f"the checkpoint of step {self._step} cannot be written under '{self._files.where()}': rank {self._rank} "
+                f"says {first_line(error)}{room}: free some space or write elsewhere; earlier checkpoints are as they were"
             ) from None
 
     def abandon(self) -> None:

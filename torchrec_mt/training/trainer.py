@@ -100,7 +100,7 @@ class Trainer:
         publish: Callable[[], Path] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._config, self._model, self._optimizers = config, model, optimizers
+        self._config, self.model, self.optimizers = config, model, optimizers
         self._objective, self._weights, self._runtime = objective, weights, runtime
         self._validate, self._log, self._run_path = validate, log, run_path
         self._offending_path = offending_path or run_path / "offending_batch"
@@ -126,10 +126,10 @@ class Trainer:
         """
         clock = self.clock
         batch = pad_rows(batch.to(self._runtime.device, non_blocking=True))
-        self._optimizers.set_rate(step)
-        self._optimizers.zero_grad()
+        self.optimizers.set_rate(step)
+        self.optimizers.zero_grad()
         clock.mark("copy")
-        vectors = self._model(batch)
+        vectors = self.model(batch)
         clock.mark("towers")
         losses = self._objective(vectors, batch, step)
         mean_T = sum_over_ranks(torch.stack(list(losses.values()))) / self._runtime.world_size
@@ -139,8 +139,9 @@ class Trainer:
         # The only backward of the step: it also updates the tables.
         sum(self._weights[name] * loss for name, loss in losses.items()).backward()  # type: ignore[union-attr]
         clock.mark("tables")
-        self._optimizers.step()
+        self.optimizers.step()
         self._scales.clip()
+        self.optimizers.take_average()
         clock.mark("optimizer")
         self._candidates = {
             name: (candidate_BD.detach(), batch.pairs[name].candidate_id_B)
@@ -152,7 +153,7 @@ class Trainer:
         """Trains for `steps` steps or until early stop. Returns the stop's memory and the steps taken."""
         config, stop, step = self._config, EarlyStop(self._config.patience), 0
         validate_at = {round(steps * (n + 1) / config.validations) for n in range(config.validations)} | {steps}
-        self._model.train()
+        self.model.train()
         with closing(batches):  # type: ignore[type-var]
             for step in range(1, steps + 1):
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
@@ -164,12 +165,13 @@ class Trainer:
                         self._save("best")
                     if stop.should_stop:
                         break
-                    self._model.train()
+                    self.model.train()
         self._save("last")
         return stop, step
 
     def _save(self, name: str) -> None:
-        save_model(self._model, self._run_path / "model" / name)
+        with self.optimizers.averaged():
+            save_model(self.model, self._run_path / "model" / name)
         if self._publish:
             self._run_path = self._publish()
 
@@ -181,6 +183,8 @@ class Trainer:
             return
         rate = pairs * self._runtime.world_size / (sum(phases.values()) / 1000)
         metrics = {f"loss/{name}": value for name, value in losses.items()} | {"pairs_per_second": rate}
+        if self.optimizers.gradient_norm is not None:
+            metrics["gradient_norm"] = float(self.optimizers.gradient_norm)
         metrics |= {f"ms/{phase}": value for phase, value in phases.items()}
         metrics |= {f"spread/{name}": value for name, value in spreads.items()}
         self._log(step, "train", metrics)
@@ -193,7 +197,8 @@ class Trainer:
                     self._progress.warning(step, f"the vectors of task '{name}' collapse: spread {value:.3f} of 1")
 
     def _validation(self, step: int, stop: EarlyStop) -> bool:
-        metrics: dict[str, Any] = from_main(self._validate())
+        with self.optimizers.averaged():
+            metrics: dict[str, Any] = from_main(self._validate())
         value = chosen_metric(self._config.metric, metrics)
         if self._runtime.is_main:
             self._log(step, "valid", metrics | {"chosen": value})

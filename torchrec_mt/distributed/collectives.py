@@ -1,6 +1,6 @@
 """Collectives the project needs, each the identity on one rank. Equal shapes on all ranks unless said otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +44,19 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+@torch.no_grad()
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Puts the mean over ranks in place of each tensor, all in one message."""
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def max_over_ranks(value: int, device: torch.device) -> int:

@@ -67,7 +67,8 @@ class Optimizers:
                 replicated, lambda parameters: RowWiseAdagrad(parameters, lr=config.table_rate, eps=TABLE_EPS)
             )
         self.average = MovingAverage(config.ema, dense) if config.ema else None
-        self._clipped = [*dense.values(), *replicated.values()]
+        self._dense = list(dense.values())
+        self._clipped = [*self._dense, *replicated.values()]
         self.combined = CombinedOptimizer([("tables", self._fused), *self._after_backward.items()])
 
     def zero_grad(self) -> None:
@@ -83,6 +84,10 @@ class Optimizers:
                 group["lr"] = rate * factor
         # The fused optimizer passes its rate to the kernels here; the weights moved in the backward.
         self._fused.step()
+
+    def dense_gradients(self) -> list[Tensor]:
+        """Of the last backward, by reference."""
+        return [parameter.grad for parameter in self._dense if parameter.grad is not None]
 
     def step(self) -> None:
         """Updates what the backward has not."""

@@ -16,10 +16,14 @@ from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.schedule import CosineSchedule
 from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
 
 LOSSES = LossConfig(precision="float32")
 NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))
+
+OPTIM = OptimConfig(schedule=CosineSchedule(warmup_steps=2))
+MODEL = ModelConfig(dim=16, hidden=24, task_hidden=24)
 
 
 def tiny_batches(
@@ -41,12 +45,14 @@ def tiny_trainer(
     losses: LossConfig = LOSSES,
     negatives: NegativesConfig = NEGATIVES,
     sharding: ShardingConfig | None = None,
+    optim: OptimConfig = OPTIM,
+    model_config: ModelConfig = MODEL,
+    validate: Callable[[], Metrics] = lambda: {"find/recall@10": 0.5},
 ) -> Trainer:
-    optim = OptimConfig(warmup_steps=2)
     model, _ = build_model(
         dataset.manifest,
         tiny_schema(),
-        ModelConfig(dim=16, hidden=24, task_hidden=24),
+        model_config,
         sharding or ShardingConfig(),
         losses=losses,
         runtime=here,
@@ -61,7 +67,7 @@ def tiny_trainer(
         objective=Objective(task_sides(dataset.manifest, tiny_schema()), losses, negatives, here.device),
         weights=dict.fromkeys(TASKS, 1.0),
         runtime=here,
-        validate=lambda: {"find/recall@10": 0.5},
+        validate=validate,
         log=log,
         run_path=run_path,
         progress=progress,

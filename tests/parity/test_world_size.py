@@ -39,12 +39,13 @@ from torchrec_mt.training.checkpoint import load_model, save_model
 from torchrec_mt.training.job import task_sides, validate
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.schedule import CosineSchedule
 from torchrec_mt.training.trainer import Trainer, TrainerConfig
 
 STEPS, WORLD_SIZES = 20, (1, 2, 4)
 # Seven processes start before the first test: half a minute on two idle cores, minutes on busy ones.
 pytestmark = pytest.mark.timeout(900)
-OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, warmup_steps=2)
+OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, schedule=CosineSchedule(warmup_steps=2))
 MIXED = ShardingConfig(default="row_wise", tables={"product_id": "table_wise", "kind": "data_parallel"})
 
 

@@ -55,6 +55,19 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+@torch.no_grad()
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Puts the mean over ranks in place of each tensor, all in one message."""
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
 def max_over_ranks(value: int, device: torch.device) -> int:
     """Largest of one integer per rank."""
     if dist.get_world_size() == 1:

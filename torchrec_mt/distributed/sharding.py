@@ -102,21 +102,24 @@ def replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter
 
 
 def pad_rows(batch: Batch) -> Batch:
-    """The batch with empty rows up to the largest batch of any rank.
+    """The batch with empty rows up to the largest batch of any rank, to which nothing refers."""
+    features = pad_features(batch.features)
+    return batch if features is batch.features else replace(batch, features=features)
 
-    Row-wise sharding in TorchRec 1.8 fails in the backward pass when ranks hold different numbers of rows. Nothing
-    refers to the rows added.
+
+def pad_features(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    """The features with empty rows up to the most of any rank.
+
+    Row-wise sharding in TorchRec 1.8 fails in the backward pass when ranks hold different numbers of rows.
     """
-    features = batch.features
     rows = features.stride()
     wanted = max_over_ranks(rows, features.device())
     if wanted == rows:
-        return batch
+        return features
     lengths_FE = features.lengths().view(len(features.keys()), rows)
-    padded = KeyedJaggedTensor(
+    return KeyedJaggedTensor(
         keys=features.keys(),
         values=features.values(),
         weights=features.weights(),
         lengths=torch.nn.functional.pad(lengths_FE, (0, wanted - rows)).flatten(),
     )
-    return replace(batch, features=padded)

@@ -71,8 +71,15 @@ class Embeddings(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor, ranges: Mapping[str, tuple[int, int]]) -> dict[str, list[Tensor]]:
         """pooled_ED of each sparse feature of each entity named in `ranges` (rows [start, stop) of the batch)."""
+        return self.by_entity(self.look_up(features), ranges)
+
+    def look_up(self, features: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """pooled_ED of each key."""
         # By name: under table-wise sharding the columns of the output are ordered by rank.
-        pooled = self.collection(features).to_dict()
+        return self.collection(features).to_dict()
+
+    def by_entity(self, pooled: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, int]]) -> dict[str, list[Tensor]]:
+        """The features of each entity named in `ranges`, from those of the keys."""
         return {
             entity: [pooled[key][start:stop] for key in self._keys[entity]] for entity, (start, stop) in ranges.items()
         }

@@ -87,6 +87,11 @@ class Vectors(NamedTuple):
     bias: dict[str, Tensor]
 
 
+def entity_ranges(batch: Batch) -> dict[str, tuple[int, int]]:
+    """Which rows of the batch are whose."""
+    return {entity: (rows.start, rows.stop) for entity, rows in batch.entities.items()}
+
+
 class TwoTower(nn.Module):
     """The model.
 
@@ -125,10 +130,10 @@ class TwoTower(nn.Module):
             )
             self.scales = TaskScales(spec.tasks, config.temperature, config.temperatures, spec.biased)
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: Batch, sparse: Mapping[str, list[Tensor]] | None = None) -> dict[str, Tensor]:
         """Every entity of the batch, vector_ED per entity type, before task conditioning, not normalised."""
-        ranges = {entity: (rows.start, rows.stop) for entity, rows in batch.entities.items()}
-        sparse = self.embeddings(batch.features, ranges)
+        if sparse is None:
+            sparse = self.embeddings(batch.features, entity_ranges(batch))
         return {
             entity: in_slices(
                 lambda *inputs, tower=self.towers[entity]: tower(inputs[:-1], inputs[-1]),
@@ -143,15 +148,21 @@ class TwoTower(nn.Module):
         """Unit anchor vectors of a task from `encode`'s vectors."""
         return in_slices(lambda x_RD: unit(self.conditioning(x_RD, task)), self._rows_at_once, x_BD)
 
-    def forward(self, batch: Batch, anchors_of: Mapping[str, str] | None = None) -> Vectors:
+    def forward(
+        self,
+        batch: Batch,
+        anchors_of: Mapping[str, str] | None = None,
+        sparse: Mapping[str, list[Tensor]] | None = None,
+    ) -> Vectors:
         """Vectors of the batch's pairs; or, without pairs, of its entities.
 
         Args:
             batch: shapes as in `batch.Batch`.
             anchors_of: task -> anchor entity to encode as whole (a batch without pairs); its candidates come per entity
                 in `negative`. None: the pairs of the batch.
+            sparse: what `embeddings` gave for the batch, where it was looked up before.
         """
-        x = self.encode(batch)
+        x = self.encode(batch, sparse)
         if anchors_of is not None:
             return Vectors(
                 anchor={task: self.anchors(x[entity], task) for task, entity in anchors_of.items()},

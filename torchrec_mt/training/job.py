@@ -103,7 +103,8 @@ def train(
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
-    steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch))
+    accumulate = trainer_config.accumulate
+    steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch / accumulate))
     check_sources(negatives, schema, steps)
     model, plan = build_model(
         dataset.manifest,
@@ -113,7 +114,7 @@ def train(
         runtime=runtime,
         seed=seed,
         losses=losses,
-        batch_rows=2 * reader_config.batch_size + reader.draws_per_step,
+        batch_rows=accumulate * (2 * reader_config.batch_size + reader.draws_per_step),
         table_rate=optim.table_rate,
     )
 

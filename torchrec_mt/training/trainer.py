@@ -1,23 +1,26 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.distributed.collectives import from_main, sum_over_ranks
+from torchrec_mt.distributed.collectives import average_over_ranks, from_main, sum_over_ranks
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError, require, within
 from torchrec_mt.models.embeddings import Embeddings
 from torchrec_mt.models.scales import TaskScales
+from torchrec_mt.models.two_tower import TwoTower, Vectors
 from torchrec_mt.retrieval.metrics import METRICS
+from torchrec_mt.training.accumulate import JoinedLookup
 from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
 from torchrec_mt.training.checkpoint import save_model
 from torchrec_mt.training.clock import StepClock
@@ -32,6 +35,8 @@ class TrainerConfig:
 
     Args:
         epochs: passes over as many pairs as the training split holds; `steps` overrides it when positive.
+        accumulate: batches of a step: it takes the mean of their losses, with the memory of one batch's towers and
+            losses. `steps` and `epochs` count as ever: a step is an update.
         validations: how often to validate in the run (the last step included).
         patience: validations without a new best before stopping; 0 never stops early.
         metric: validation metric to stop on and keep the best model by: "METRIC" (mean over the tasks) or
@@ -42,6 +47,7 @@ class TrainerConfig:
 
     epochs: float = 5.0
     steps: int = 0
+    accumulate: int = 1
     validations: int = 5
     patience: int = 0
     metric: str = "recall@100"
@@ -52,7 +58,7 @@ class TrainerConfig:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
         within(self, 0, 1_000_000, "epochs")
         within(self, 0, 1_000_000_000, "steps", "patience", "validation_anchors")
-        within(self, 1, 1_000_000, "validations")
+        within(self, 1, 1_000_000, "validations", "accumulate")
         within(self, 1, 1_000_000_000, "log_every")
 
 
@@ -100,59 +106,98 @@ class Trainer:
         publish: Callable[[], Path] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._config, self._model, self._optimizers = config, model, optimizers
+        self._config, self.model, self.optimizers = config, model, optimizers
         self._objective, self._weights, self._runtime = objective, weights, runtime
         self._validate, self._log, self._run_path = validate, log, run_path
         self._offending_path = offending_path or run_path / "offending_batch"
         self._publish, self._progress = publish, progress
         self.clock = StepClock(runtime.device)
         self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
+        # Without DDP: for steps that average the gradients themselves.
+        self._plain = next(module for module in model.modules() if isinstance(module, TwoTower))
         self._scales = next(module for module in model.modules() if isinstance(module, TaskScales))
 
     def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
-        """The next batch and its step, on the clock. Returns the losses and the number of pairs of this rank."""
+        """The next batches and their step, on the clock. Returns the losses and the number of pairs of this rank."""
         self.clock.start(timed=timed)
-        batch = next(batches)
+        taken = [next(batches) for _ in range(self._config.accumulate)]
         self.clock.mark("data")
-        losses = self.train_step(batch, step)
+        losses = self.train_step(taken[0], step) if len(taken) == 1 else self.train_joined(taken, step)
         self.clock.stop()
-        return losses, batch.num_pairs
+        return losses, sum(batch.num_pairs for batch in taken)
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, float]:
+    def train_step(self, batch: Batch, step: int) -> Metrics:
         """One step. Returns the losses of the batch of all ranks by task.
 
         Raises:
             UserError: a loss that is no finite number, before anything was updated.
         """
-        clock = self.clock
         batch = pad_rows(batch.to(self._runtime.device, non_blocking=True))
-        self._optimizers.set_rate(step)
-        self._optimizers.zero_grad()
-        clock.mark("copy")
-        vectors = self._model(batch)
-        clock.mark("towers")
+        self._begin(step)
+        vectors = self.model(batch)
+        self.clock.mark("towers")
+        loss, values = self._loss(vectors, batch, step)
+        # The only backward of the step: it also updates the tables.
+        loss.backward()
+        self.clock.mark("tables")
+        self._finish(vectors, batch)
+        return values
+
+    def train_joined(self, batches: Sequence[Batch], step: int) -> Metrics:
+        """One step over several batches: of the mean of their losses, which is returned. Negatives are shared within
+        each batch alone.
+
+        Raises:
+            UserError: a loss that is no finite number, before anything was updated.
+        """
+        batches = [batch.to(self._runtime.device, non_blocking=True) for batch in batches]
+        self._begin(step)
+        lookup = JoinedLookup(self._plain.embeddings, batches)
+        self.clock.mark("lookup")
+        found = []
+        for position, batch in enumerate(batches):
+            vectors = self._plain(batch, sparse=lookup.of(position))
+            self.clock.mark("towers")
+            loss, values = self._loss(vectors, batch, step)
+            (loss / len(batches)).backward()
+            self.clock.mark("backward")
+            found.append(values)
+        average_over_ranks(self.optimizers.dense_gradients())
+        self.clock.mark("backward")
+        lookup.backward()
+        self.clock.mark("tables")
+        self._finish(vectors, batch)
+        return {name: sum(values[name] for values in found) / len(found) for name in found[0]}
+
+    def _begin(self, step: int) -> None:
+        self.optimizers.set_rate(step)
+        self.optimizers.zero_grad()
+        self.clock.mark("copy")
+
+    def _loss(self, vectors: Vectors, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """What the backward begins at, and the losses by task of all ranks' batches."""
         losses = self._objective(vectors, batch, step)
         mean_T = sum_over_ranks(torch.stack(list(losses.values()))) / self._runtime.world_size
         values = dict(zip(losses, mean_T.tolist(), strict=True))
         check_losses(values, batch, step + 1, self._offending_path, self._runtime.rank)
-        clock.mark("loss")
-        # The only backward of the step: it also updates the tables.
-        sum(self._weights[name] * loss for name, loss in losses.items()).backward()  # type: ignore[union-attr]
-        clock.mark("tables")
-        self._optimizers.step()
+        self.clock.mark("loss")
+        return sum(self._weights[name] * loss for name, loss in losses.items()), values  # type: ignore[return-value]
+
+    def _finish(self, vectors: Vectors, batch: Batch) -> None:
+        self.optimizers.step()
         self._scales.clip()
-        clock.mark("optimizer")
+        self.optimizers.take_average()
+        self.clock.mark("optimizer")
         self._candidates = {
             name: (candidate_BD.detach(), batch.pairs[name].candidate_id_B)
             for name, candidate_BD in vectors.candidate.items()
         }
-        return values
 
     def run(self, batches: Iterator[Batch], steps: int) -> tuple[EarlyStop, int]:
         """Trains for `steps` steps or until early stop. Returns the stop's memory and the steps taken."""
         config, stop, step = self._config, EarlyStop(self._config.patience), 0
         validate_at = {round(steps * (n + 1) / config.validations) for n in range(config.validations)} | {steps}
-        self._model.train()
+        self.model.train()
         with closing(batches):  # type: ignore[type-var]
             for step in range(1, steps + 1):
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
@@ -164,12 +209,13 @@ class Trainer:
                         self._save("best")
                     if stop.should_stop:
                         break
-                    self._model.train()
+                    self.model.train()
         self._save("last")
         return stop, step
 
     def _save(self, name: str) -> None:
-        save_model(self._model, self._run_path / "model" / name)
+        with self.optimizers.averaged():
+            save_model(self.model, self._run_path / "model" / name)
         if self._publish:
             self._run_path = self._publish()
 
@@ -181,6 +227,8 @@ class Trainer:
             return
         rate = pairs * self._runtime.world_size / (sum(phases.values()) / 1000)
         metrics = {f"loss/{name}": value for name, value in losses.items()} | {"pairs_per_second": rate}
+        if self.optimizers.gradient_norm is not None:
+            metrics["gradient_norm"] = float(self.optimizers.gradient_norm)
         metrics |= {f"ms/{phase}": value for phase, value in phases.items()}
         metrics |= {f"spread/{name}": value for name, value in spreads.items()}
         self._log(step, "train", metrics)
@@ -193,7 +241,8 @@ class Trainer:
                     self._progress.warning(step, f"the vectors of task '{name}' collapse: spread {value:.3f} of 1")
 
     def _validation(self, step: int, stop: EarlyStop) -> bool:
-        metrics: dict[str, Any] = from_main(self._validate())
+        with self.optimizers.averaged():
+            metrics: dict[str, Any] = from_main(self._validate())
         value = chosen_metric(self._config.metric, metrics)
         if self._runtime.is_main:
             self._log(step, "valid", metrics | {"chosen": value})

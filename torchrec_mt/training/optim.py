@@ -1,14 +1,14 @@
-"""Optimizers: row-wise Adagrad of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
+"""Optimizers: that of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_mt.distributed.sharding import TABLE_EPS, is_table, replicated_tables
+from torchrec_mt.distributed.sharding import is_table, replicated_tables
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, plain_optimizer
 from torchrec_mt.errors import require, within
 
 
@@ -17,10 +17,11 @@ class OptimConfig:
     """Learning rates.
 
     Args:
-        table_rate: row-wise Adagrad of the tables, however they are sharded. dense_rate: Adam of the rest.
+        tables: the rule of all tables, however they are sharded. table_rate: its rate. dense_rate: Adam of the rest.
         warmup_steps: steps of linear warm-up. final_rate: share of the rate left at the last step (cosine decay).
     """
 
+    tables: TableOptimizer = field(default_factory=RowWiseAdagrad)
     table_rate: float = 0.05
     dense_rate: float = 1e-3
     warmup_steps: int = 50
@@ -43,7 +44,7 @@ def rate_factor(config: OptimConfig, step: int, steps: int) -> float:
 class Optimizers:
     """All optimizers behind one `step`; sharded tables were updated in the backward already.
 
-    Replicated tables, which TorchRec gives no optimizer, take the fused kernel's update from `RowWiseAdagrad`.
+    Replicated tables, which TorchRec gives no optimizer, take the fused kernel's update from the plain rule.
 
     Raises:
         ValueError: a table that no optimizer would update, or two would.
@@ -59,7 +60,7 @@ class Optimizers:
         }
         if replicated:
             self._after_backward["replicated"] = KeyedOptimizerWrapper(
-                replicated, lambda parameters: RowWiseAdagrad(parameters, lr=config.table_rate, eps=TABLE_EPS)
+                replicated, lambda parameters: plain_optimizer(config.tables, parameters, config.table_rate)
             )
         self.combined = CombinedOptimizer([("tables", self._fused), *self._after_backward.items()])
 

@@ -7,24 +7,35 @@ TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waitin
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torchrec import EmbeddingBagCollection
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 
+from torchrec_mt.distributed.layouts import (
+    Auto,
+    ColumnWise,
+    DataParallel,
+    Grid,
+    Hosts,
+    Layout,
+    LayoutName,
+    RowWise,
+    TableRowWise,
+    TableWise,
+    check_layout,
+    kernel_of,
+    layout_of,
+)
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import TABLE_PREFIX
-
-ShardingKind = Literal["auto", "table_wise", "row_wise", "data_parallel"]
-
-# How each kind computes. `dense`: the gradient is a tensor of the table's size, the update comes after the backward.
-_KERNELS = {"table_wise": "fused", "row_wise": "fused", "data_parallel": "dense"}
-_AUTO = ["table_wise", "row_wise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +47,58 @@ class ShardingConfig:
             row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
             gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
             rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
-        tables: kind by table.
+        tables: layout by table. A name alone takes that layout's defaults.
     """
 
-    default: ShardingKind = "auto"
-    tables: dict[str, ShardingKind] = field(default_factory=dict)
+    default: LayoutName | Layout = "auto"
+    tables: dict[str, LayoutName | Layout] = field(default_factory=dict)
+
+    def of(self, table: str) -> Layout:
+        """The layout of a table."""
+        return layout_of(self.tables.get(table, self.default))
+
+
+def for_reading(config: ShardingConfig, *, device_type: str, world_size: int) -> ShardingConfig:
+    """The layouts for a trained model that is only read, on a machine that may be another than it was trained on.
+
+    Every layout reads the same numbers, so what the present machine cannot have is left to `auto`.
+    """
+    hosts = Hosts.of(world_size)
+
+    def readable(name: LayoutName | Layout) -> LayoutName | Layout:
+        layout = layout_of(name)
+        if kernel_of(layout) not in ("fused", "dense") and device_type != "cuda":
+            return "auto"
+        if isinstance(layout, TableRowWise):
+            return layout if hosts and hosts.count > 1 else "auto"
+        return "auto" if isinstance(layout, ColumnWise | Grid) else layout
+
+    return ShardingConfig(
+        default=readable(config.default), tables={table: readable(name) for table, name in config.tables.items()}
+    )
 
 
 class Sharder(EmbeddingBagCollectionSharder):
-    """The default sharder, with row-wise also on CPU, where TorchRec does not offer it (results are equal)."""
+    """The default sharder, with all layouts also on CPU, where TorchRec does not offer them (results are equal)."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(_KERNELS)
+        return ["table_wise", "row_wise", "data_parallel", "column_wise", "table_row_wise", "grid_shard"]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return [_KERNELS[sharding_type]]
+        if sharding_type == "data_parallel":
+            return ["dense"]
+        return ["fused", *(["fused_uvm", "fused_uvm_caching"] if compute_device_type == "cuda" else [])]
+
+
+def _sharding_types(layout: Layout) -> list[str]:
+    """What the planner may choose from, by TorchRec's names."""
+    match layout:
+        case Auto():
+            return ["table_wise", "row_wise"]
+        case Grid():
+            return ["grid_shard"]
+        case DataParallel() | TableWise() | RowWise() | ColumnWise() | TableRowWise():
+            return [layout.kind]
 
 
 def make_plan(
@@ -60,32 +108,42 @@ def make_plan(
     pooling_factors: Mapping[str, list[float]],
     batch_size: int,
     device_type: str,
+    optimizer: TableOptimizer | None = None,
 ) -> ShardingPlan:
     """Plans every table of `module`.
 
     Args:
         pooling_factors: per table, mean lookups per row for each key that reads it.
-        batch_size: rows of a batch per rank.
+        batch_size: rows of a batch per rank. optimizer: of the tables; row-wise Adagrad where None.
 
     Raises:
-        UserError: on every rank, if planning fails on any, or ranks come to different plans.
+        UserError: on every rank, if a layout cannot be right, planning fails on any, or ranks come to different plans.
     """
     unknown = set(config.tables) - set(pooling_factors)
     if unknown:
         raise UserError(
             f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}"
         )
-    constraints = {
-        TABLE_PREFIX + table: ParameterConstraints(
-            sharding_types=_AUTO if kind == "auto" else [kind],
-            compute_kernels=["dense"] if kind == "data_parallel" else ["fused"],
-            pooling_factors=[max(factor, 0.01) for factor in factors],
+    hosts = Hosts.of(dist.get_world_size())
+    widths = table_widths(module)
+    constraints = {}
+    for table, factors in pooling_factors.items():
+        layout, dim = config.of(table), widths[table]
+        check_layout(
+            table, layout, dim=dim, optimizer=optimizer or RowWiseAdagrad(), device_type=device_type, hosts=hosts
         )
-        for table, factors in pooling_factors.items()
-        for kind in [config.tables.get(table, config.default)]
-    }
+        constraints[TABLE_PREFIX + table] = ParameterConstraints(
+            sharding_types=_sharding_types(layout),
+            compute_kernels=[kernel_of(layout)],
+            pooling_factors=[max(factor, 0.01) for factor in factors],
+            min_partition=dim // layout.columns if isinstance(layout, ColumnWise | Grid) else None,
+        )
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=dist.get_world_size(), compute_device=device_type),
+        topology=Topology(
+            world_size=dist.get_world_size(),
+            local_world_size=hosts.ranks if hosts else None,
+            compute_device=device_type,
+        ),
         batch_size=batch_size,
         constraints=constraints,
         storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
@@ -102,6 +160,16 @@ def make_plan(
         raise UserError(f"planning the tables failed: {failure or 'ranks came to different plans'}")
     assert plan is not None
     return plan
+
+
+def table_widths(module: nn.Module) -> dict[str, int]:
+    """Columns of each table of the unsharded model."""
+    collections = [part for part in module.modules() if isinstance(part, EmbeddingBagCollection)]
+    return {
+        table.name.removeprefix(TABLE_PREFIX): table.embedding_dim
+        for collection in collections
+        for table in collection.embedding_bag_configs()
+    }
 
 
 def describe_plan(plan: ShardingPlan | None) -> dict[str, Any]:

@@ -8,34 +8,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    DenseTableBatchedEmbeddingBagsCodegen,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward  # type: ignore[attr-defined]
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.types import ShardingPlan
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import max_over_ranks
 from torchrec_mt.distributed.planning import Sharder
-
-# Of row-wise Adagrad: the fused kernel's default is 1e-8 and that of `RowWiseAdagrad` 1e-10, so it is given to both.
-TABLE_EPS = 1e-8
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, fused_rule
 
 
-def fuse_table_optimizer(tables: nn.Module, learning_rate: float) -> None:
-    """Marks tables for row-wise Adagrad inside the backward pass (one accumulator a row). Call before `shard`.
+def fuse_table_optimizer(tables: nn.Module, learning_rate: float, optimizer: TableOptimizer | None = None) -> None:
+    """Marks tables for their optimizer inside the backward pass; row-wise Adagrad where None. Call before `shard`.
 
     Every backward through a table is then an update: call exactly one a step. Tables that the plan replicates lose the
     mark: they are updated by `Optimizers.step`.
     """
-    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": learning_rate, "eps": TABLE_EPS})
+    rule, arguments = fused_rule(optimizer or RowWiseAdagrad(), learning_rate)
+    apply_optimizer_in_backward(rule, tables.parameters(), arguments)
 
 
 def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
@@ -67,11 +62,15 @@ def _take_weights_as_constants(model: nn.Module) -> None:
 
 
 def table_kernels(model: nn.Module) -> list[nn.Module]:
-    """The kernels that look up this rank's shards of the tables. TorchRec keeps them in lists, out of `modules()`."""
-    kinds = (SplitTableBatchedEmbeddingBagsCodegen, DenseTableBatchedEmbeddingBagsCodegen)
+    """The kernels that look up this rank's shards of the tables."""
+    return [bags.emb_module for bags in shards_here(model)]
+
+
+def shards_here(model: nn.Module) -> list[BaseBatchedEmbeddingBag]:
+    """This rank's shards of the tables, by kernel. TorchRec keeps them in lists, out of `modules()`."""
     collections = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
     lookups = [lookup for collection in collections for lookup in collection._lookups]
-    return [kernel for lookup in lookups for kernel in lookup.modules() if isinstance(kernel, kinds)]
+    return [bags for lookup in lookups for bags in lookup.modules() if isinstance(bags, BaseBatchedEmbeddingBag)]
 
 
 def is_table(name: str) -> bool:

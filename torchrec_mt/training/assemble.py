@@ -9,6 +9,7 @@ from torchrec_mt.data.slots import assign_slots
 from torchrec_mt.distributed.planning import ShardingConfig, make_plan
 from torchrec_mt.distributed.runtime import Runtime, seed_everything
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
+from torchrec_mt.distributed.table_optimizers import TableOptimizer
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.embeddings import TableSpec
 from torchrec_mt.models.losses.config import BceLoss, LossConfig
@@ -65,11 +66,13 @@ def build_model(
     seed: int,
     batch_rows: int,
     table_rate: float,
+    table_optimizer: TableOptimizer | None = None,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """The model, its tables sharded over the ranks with their optimizer fused in.
 
     Args:
         losses: decides which tasks have a bias. batch_rows: rows of a batch per rank that the planner should expect.
+        table_optimizer: row-wise Adagrad where None.
 
     Raises:
         UserError: a temperature for a task that is not trained; tables that cannot be planned.
@@ -80,13 +83,14 @@ def build_model(
             raise UserError(f"model.temperatures names '{name}', which is no trained task: {list(spec.tasks)}")
     seed_everything(seed)
     model = TwoTower(spec, model_config, device=runtime.device, table_device=torch.device("meta"))
-    fuse_table_optimizer(model.embeddings, table_rate)
+    fuse_table_optimizer(model.embeddings, table_rate, table_optimizer)
     plan = make_plan(
         model,
         sharding,
         pooling_factors=pooling_factors(manifest),
         batch_size=batch_rows,
         device_type=runtime.device.type,
+        optimizer=table_optimizer,
     )
     # Shards are initialised on their own ranks: with one seed for all, shards of a table would repeat each other.
     seed_everything(seed + 1 + runtime.rank)

@@ -14,7 +14,7 @@ from torchrec_mt.data.dataset import Manifest, PreparedDataset
 from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
-from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
+from torchrec_mt.distributed.planning import ShardingConfig, describe_plan, for_reading
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
@@ -116,6 +116,7 @@ def train(
         losses=losses,
         batch_rows=accumulate * (2 * reader_config.batch_size + reader.draws_per_step),
         table_rate=optim.table_rate,
+        table_optimizer=optim.tables,
     )
 
     with _writing(run, config_json, dataset, plan, runtime) as log:
@@ -209,7 +210,7 @@ def load_run_model(
         dataset.manifest,
         schema,
         model_config,
-        sharding,
+        for_reading(sharding, device_type=runtime.device.type, world_size=runtime.world_size),
         losses=losses,
         runtime=runtime,
         seed=0,

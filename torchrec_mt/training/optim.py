@@ -1,4 +1,4 @@
-"""Optimizers: row-wise Adagrad of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
+"""Optimizers: that of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_mt.distributed.sharding import TABLE_EPS, is_table, replicated_tables
+from torchrec_mt.distributed.sharding import is_table, replicated_tables
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, plain_optimizer
 from torchrec_mt.errors import within
 from torchrec_mt.training.ema import EmaConfig, MovingAverage
 from torchrec_mt.training.schedule import CosineSchedule, Schedule, rate_factor
@@ -21,15 +21,16 @@ class OptimConfig:
     """Learning rates, and what becomes of gradients and weights.
 
     Args:
-        table_rate: row-wise Adagrad of the tables, however they are sharded. dense_rate: Adam of the rest.
+        tables: the rule of all tables, however they are sharded. table_rate: its rate. dense_rate: Adam of the rest.
         schedule: how both rates change over the run.
         clip_norm: the gradients of all that is updated after the backward (dense weights and replicated tables, as one
             vector) are scaled down to this length where they are longer; 0 never. Sharded tables are not clipped: they
-            take their update inside the backward, before the length is known; Adagrad divides by the length of a row's
-            own gradients, so that no row moves by much more than its rate anyway.
+            take their update inside the backward, before the length is known; Adagrad (SGD does not) divides by the
+            length of a row's own gradients, so that no row moves by much more than its rate anyway.
         ema: validation and the saved models take the dense weights' moving averages, none: the weights themselves.
     """
 
+    tables: TableOptimizer = field(default_factory=RowWiseAdagrad)
     table_rate: float = 0.05
     dense_rate: float = 1e-3
     schedule: Schedule = field(default_factory=CosineSchedule)
@@ -44,7 +45,7 @@ class OptimConfig:
 class Optimizers:
     """All optimizers behind one `step`; sharded tables were updated in the backward already.
 
-    Replicated tables, which TorchRec gives no optimizer, take the fused kernel's update from `RowWiseAdagrad`.
+    Replicated tables, which TorchRec gives no optimizer, take the fused kernel's update from the plain rule.
 
     `gradient_norm` is the length of the last step's gradients of dense weights and replicated tables before clipping,
     equal on all ranks; `average` holds the moving averages where the config asks for them.
@@ -64,7 +65,7 @@ class Optimizers:
         }
         if replicated:
             self._after_backward["replicated"] = KeyedOptimizerWrapper(
-                replicated, lambda parameters: RowWiseAdagrad(parameters, lr=config.table_rate, eps=TABLE_EPS)
+                replicated, lambda parameters: plain_optimizer(config.tables, parameters, config.table_rate)
             )
         self.average = MovingAverage(config.ema, dense) if config.ema else None
         self._dense = list(dense.values())

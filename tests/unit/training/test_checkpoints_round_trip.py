@@ -130,10 +130,10 @@ def test_files_are_safetensors(saved: tuple[Path, dict[int, list[list[str]]]]) -
 def test_pieces_that_are_none() -> None:
     zeros = torch.zeros(2, 2)
     with pytest.raises(ValueError, match="is no part of"):
-        Pieces((3, 2), torch.float32, [((2, 0), zeros)])
+        Pieces((3, 2), [((2, 0), zeros)], torch.float32)
     with pytest.raises(ValueError, match="pieces overlap"):
-        Pieces((9, 2), torch.float32, [((5, 0), zeros), ((0, 0), zeros), ((1, 0), zeros)])
+        Pieces((9, 2), [((5, 0), zeros), ((0, 0), zeros), ((1, 0), zeros)], torch.float32)
     with pytest.raises(ValueError, match=r"torch\.float32 piece"):
-        Pieces((2, 2), torch.float16, [((0, 0), zeros)])
+        Pieces((2, 2), [((0, 0), zeros)], torch.float16)
     with pytest.raises(ValueError, match=r"piece \[2, 2\] at \[0\]"):
-        Pieces((2,), torch.float32, [((0,), zeros)])
+        Pieces((2,), [((0,), zeros)], torch.float32)

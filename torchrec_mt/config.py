@@ -26,6 +26,7 @@ from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
 from torchrec_mt.schema import Schema
+from torchrec_mt.training.keeper import CheckpointConfig
 from torchrec_mt.training.optim import OptimConfig
 from torchrec_mt.training.trainer import TrainerConfig
 
@@ -60,6 +61,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     balancing: BalancingConfig = field(default_factory=BalancingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

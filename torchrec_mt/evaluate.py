@@ -28,7 +28,7 @@ from torchrec_mt.retrieval.records import records_path, writing_records
 from torchrec_mt.retrieval.samples import choose, encode_chosen, samples_json
 from torchrec_mt.retrieval.slices import slice_columns
 from torchrec_mt.runs import RunFolder, write_atomic
-from torchrec_mt.training.job import load_run_model
+from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("evaluate.*", "runtime.*", "sharding.*", "dataset.path")
 """What `--set` can change here; all else the run has settled."""
@@ -71,7 +71,7 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
 
         show("load", 0, 1)
         model = load_run_model(
-            run, dataset, schema, config.model, config.loss, config.sharding, runtime=here, which=which
+            run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here, which=which
         )
         tasks = judged_tasks(dataset, config.evaluate)
         collator = Collator(dataset)

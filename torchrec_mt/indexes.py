@@ -28,7 +28,7 @@ from torchrec_mt.retrieval.evaluator import judged_tasks, split_anchors, split_r
 from torchrec_mt.retrieval.index_grid import structures
 from torchrec_mt.retrieval.indexes import Questions, measure
 from torchrec_mt.runs import RunFolder, write_atomic
-from torchrec_mt.training.job import load_run_model
+from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("evaluate.split", "evaluate.max_anchors", "runtime.*", "sharding.*", "dataset.path")
 """What `--set` can change here; all else the run has settled."""
@@ -79,7 +79,7 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
         def show(what: str, done: int, total: int) -> None:
             bar.update(line, description=f"indexes: {what}", completed=done, total=total)
 
-        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, runtime=here)
+        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here)
         collator = Collator(dataset)
 
         def vectors(entity: str, id_N: np.ndarray, task: str | None = None) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.encode import encode
 from torchrec_mt.retrieval.mining import mine_task
 from torchrec_mt.runs import RunFolder
-from torchrec_mt.training.job import load_run_model
+from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("runtime.*", "sharding.*", "dataset.path")
 """What `--set` can change here; all else the run has settled."""
@@ -55,7 +55,7 @@ def mine_run(run: RunFolder, config: RunConfig, output: Path, depth: int, per_an
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         on_main(lambda: check_place(output))
         line = bar.add_task("mine", total=None, note="")
-        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, runtime=here)
+        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here)
         collator, mined, catalogues = Collator(dataset), {}, {}
         for name, task in schema.trained_tasks.items():
             if task.candidate not in catalogues:

@@ -2,7 +2,7 @@
 
 config.json          resolved config          plan.json       sharding plan
 environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
-tensorboard/         the same as events       model/          best and last model (torch DCP)
+tensorboard/         the same as events       checkpoints/    to go on from, and to judge
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
 offending_batch/     the batch of each rank at which the loss was no number
@@ -30,7 +30,7 @@ MARK = "config.json"
 DATASET = "dataset.json"
 _ENVIRONMENT = "environment.json"
 _FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json")
-_FOLDERS = ("tensorboard", "model", "evaluation", "mined", "offending_batch")
+_FOLDERS = ("tensorboard", "checkpoints", "evaluation", "mined", "offending_batch")
 _RECORDED = (
     "torch",
     "torchrec",
@@ -193,10 +193,6 @@ class RunFolder:
                 f"run '{self.path}' was trained on another state of the dataset than '{path}' holds now: "
                 "train again, or prepare as it was then"
             )
-
-    @property
-    def model_path(self) -> Path:
-        return self.path / "model"
 
     @property
     def offending_path(self) -> Path:

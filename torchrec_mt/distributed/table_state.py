@@ -1,7 +1,7 @@
 """Tables and their optimizer's sums in one form, whatever the layout, the kernel and the number of ranks.
 
     tables.NAME.weight    rows x dim
-    tables.NAME.sum       of Adagrad rows x dim, of row-wise Adagrad rows x blocks of columns (one, unless columns are split)
+    tables.NAME.sum       of Adagrad rows x dim, of row-wise Adagrad rows x blocks of columns (most have one)
 
 `table_layout` says as JSON what the sums mean; it is saved beside them and given to `load_tables`.
 
@@ -42,6 +42,11 @@ class LoadReport:
     reinitialised: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all is as it was saved, and nothing else."""
+        return not (self.converted or self.reinitialised or self.missing or self.unexpected)
 
     def text(self) -> str:
         """One line a kind and entry, at most a screen."""

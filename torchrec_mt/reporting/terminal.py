@@ -120,6 +120,10 @@ class TrainingProgress:
         if self._enabled:
             self._say(f"[yellow]step {step}: warning: {text}[/]")
 
+    def resumed(self, step: int, path: str) -> None:
+        if self._enabled:
+            self._say(f"goes on after step {step}, from {path}")
+
     def _say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, soft_wrap=True)
 

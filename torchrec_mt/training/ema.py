@@ -6,10 +6,9 @@ Tables are not averaged: a step touches few of their rows, an average would touc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchrec_mt.errors import require
 
@@ -30,18 +29,21 @@ class EmaConfig:
 
 
 class MovingAverage:
-    """The averages of some parameters, by name. Of parameters that are equal on all ranks they are equal, too."""
+    """The averages of some parameters, by name. Of parameters that are equal on all ranks they are equal, too.
+
+    `averages` and `updates` (steps that are in them) are what a checkpoint keeps. Not to be read within `applied`.
+    """
 
     def __init__(self, config: EmaConfig, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._decay, self._parameters, self._updates = config.decay, dict(parameters), 0
-        self._averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._decay, self._parameters, self.updates = config.decay, dict(parameters), 0
+        self.averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Takes in the parameters as they are after a step."""
-        self._updates += 1
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
+        self.updates += 1
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.averages.values()), list(self._parameters.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -56,22 +58,11 @@ class MovingAverage:
     def _swap(self) -> None:
         for name, parameter in self._parameters.items():
             kept = parameter.clone()
-            parameter.copy_(self._averages[name])
-            self._averages[name].copy_(kept)
+            parameter.copy_(self.averages[name])
+            self.averages[name].copy_(kept)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The averages, and how many steps are in them. Not to be taken within `applied`."""
-        return {"updates": self._updates, "averages": dict(self._averages)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state.
-
-        Raises:
-            ValueError: it is of other parameters.
-        """
-        averages: Mapping[str, Tensor] = state["averages"]
-        if averages.keys() != self._averages.keys():
-            raise ValueError(f"averages of other parameters: {sorted(averages.keys() ^ self._averages.keys())}")
-        self._updates = int(state["updates"])
-        for name, average in averages.items():
-            self._averages[name].copy_(average)
+    def start_over(self) -> None:
+        """Averages of the parameters as they are now."""
+        self.updates = 0
+        for name, parameter in self._parameters.items():
+            self.averages[name].copy_(parameter.detach())

@@ -1,6 +1,7 @@
 """A training job: reader, model, optimizers and validation wired into a run folder."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,16 @@ from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
-from torchrec_mt.training.checkpoint import load_model
+from torchrec_mt.training.checkpoints.store import CheckpointStore
+from torchrec_mt.training.early_stop import check_metric
+from torchrec_mt.training.keeper import BEST, CheckpointConfig, Keeper, checkpoints_path
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig, check_metric
+from torchrec_mt.training.preemption import preemption
+from torchrec_mt.training.run_state import Restored, RunState, load_weights
+from torchrec_mt.training.validation import validate, validated_tasks
+from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
+from torchrec_mt.training.watchdog import Watchdog
 
 
 def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
@@ -38,33 +45,6 @@ def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
         name: TaskSides(task.candidate, manifest.entities[task.anchor].count, manifest.entities[task.candidate].count)
         for name, task in schema.trained_tasks.items()
     }
-
-
-def validated_tasks(dataset: PreparedDataset, schema: Schema) -> list[str]:
-    """Trained tasks with validation pairs."""
-    return [name for name in schema.trained_tasks if dataset.manifest.tasks[name].pairs["valid"]]
-
-
-def validate(
-    model: DistributedModelParallel,
-    collator: Collator,
-    dataset: PreparedDataset,
-    schema: Schema,
-    max_anchors: int,
-    here: Runtime,
-) -> Metrics | None:
-    """Metrics by "TASK/METRIC" on a fixed sample of validation anchors; None on all ranks but the main one."""
-    config = EvaluateConfig(split="valid", max_anchors=max_anchors, baselines=())
-    tasks = validated_tasks(dataset, schema)
-    depths = dict.fromkeys(tasks, asked_depth(config.metrics))
-    rankers = model_rankers(model, collator, dataset, tasks, config, here.device, depths=depths)
-    if not here.is_main:
-        return None
-    metrics: Metrics = {}
-    for name in tasks:
-        found = score(dataset, name, rankers[name], config)
-        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
-    return metrics
 
 
 def train(
@@ -81,18 +61,27 @@ def train(
     optim: OptimConfig,
     balancing: BalancingConfig,
     trainer_config: TrainerConfig,
+    checkpoint: CheckpointConfig,
     runtime: Runtime,
     seed: int,
     progress: Progress,
+    resume: bool = False,
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened.
 
     Nothing is written before all is known to fit. A run that replaces an earlier one takes its place with its first
-    saved model; if it fails before, the earlier one is as it was.
+    checkpoint; if it fails before, the earlier one is as it was.
+
+    Args:
+        resume: go on from the newest whole checkpoint of the run.
+
+    Raises:
+        UserError: on every rank; what does not fit, or cannot be read or written.
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
     _check_mined(negatives, run)
     weights = static_weights(balancing, list(schema.trained_tasks))
+    store = CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
     reader = Reader(
         reader_config,
         dataset,
@@ -102,6 +91,7 @@ def train(
         seed=seed,
         rank=runtime.rank,
         world_size=runtime.world_size,
+        lanes=_lanes(store) if resume else None,
     )
     accumulate = trainer_config.accumulate
     steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch / accumulate))
@@ -119,26 +109,73 @@ def train(
         table_optimizer=optim.tables,
     )
 
-    with _writing(run, config_json, dataset, plan, runtime) as log:
+    optimizers = Optimizers(optim, model, steps)
+    objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device)
+    state = RunState(model, optimizers, objective, reader, runtime, seed=seed)
+    restored = state.restore(store, trainer_config.patience) if resume else None
+    if restored:
+        _tell(restored, progress)
+
+    after = restored.step if restored else 0
+    with _writing(run, config_json, dataset, plan, runtime, after=after) as log, preemption() as noted:
+
+        def moved() -> CheckpointStore:
+            _publish(run, log)
+            return CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
+
+        keeper = Keeper(checkpoint, state, store, moved=moved if run.is_aside else None)
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
             model,
-            Optimizers(optim, model, steps),
-            objective=Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device),
+            optimizers,
+            objective=objective,
             weights=weights,
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
             log=log.write if log else lambda step, kind, values: None,
-            run_path=run.path,
             offending_path=run.offending_path,
-            publish=lambda: _publish(run, log),
+            keep=keeper,
+            asked=lambda: noted.asked,
             progress=progress,
         )
-        stop, taken = trainer.run(iter(reader), steps)
-        outcome = {"run": str(run.place), "steps": taken, "best_step": stop.best_step, "best": stop.best}
+        with Watchdog(
+            lambda: trainer.clock.position,
+            seconds=trainer_config.stuck_seconds,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+        ):
+            taken = trainer.run(iter(reader), steps, after=after, stop=restored.stop if restored else None)
+        keeper.close()
+        outcome = {
+            "run": str(run.place),
+            "steps": taken.step,
+            "best_step": taken.stop.best_step,
+            "best": taken.stop.best if math.isfinite(taken.stop.best) else None,
+            "interrupted": taken.interrupted,
+        }
         on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
     return outcome
+
+
+def _lanes(store: CheckpointStore) -> int:
+    """In how many lanes a run reads that goes on.
+
+    Raises:
+        UserError: there is nothing to go on from.
+    """
+    newest = store.load_newest({}, partial=True)
+    if newest is None:
+        raise UserError(f"no checkpoint in '{store.where}' to go on from: train without --resume")
+    return int(newest.state["reader"]["lanes"])
+
+
+def _tell(restored: Restored, progress: Progress) -> None:
+    for reason in restored.refused:
+        progress.warning(restored.step, f"a newer checkpoint is not used: {reason}")
+    if not restored.report.is_plain:
+        progress.warning(restored.step, restored.report.text())
+    progress.resumed(restored.step, restored.path)
 
 
 def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
@@ -157,7 +194,7 @@ def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
 
 @contextmanager
 def _writing(
-    run: RunFolder, config_json: str, dataset: PreparedDataset, plan: ShardingPlan, here: Runtime
+    run: RunFolder, config_json: str, dataset: PreparedDataset, plan: ShardingPlan, here: Runtime, *, after: int
 ) -> Iterator[MetricsLog | None]:
     """Writes what is known before the first step, and gives the log (main rank). At the end the log is closed, and a
     run that has not taken its place removed."""
@@ -170,7 +207,7 @@ def _writing(
     log = None
     try:
         on_main(start)
-        log = MetricsLog(run) if here.is_main else None
+        log = MetricsLog(run, after=after or None) if here.is_main else None
         yield log
     finally:
         if log:
@@ -179,8 +216,8 @@ def _writing(
             run.discard()
 
 
-def _publish(run: RunFolder, log: MetricsLog | None) -> Path:
-    """The run takes the place of the earlier one, if it has not yet; on every rank."""
+def _publish(run: RunFolder, log: MetricsLog | None) -> None:
+    """The run takes the place of the earlier one; on every rank."""
 
     def swap() -> None:
         assert log is not None, "the main rank has the log"
@@ -188,34 +225,5 @@ def _publish(run: RunFolder, log: MetricsLog | None) -> Path:
         run.swap()
         log.open(run.place)
 
-    if run.is_aside:
-        on_main(swap)
-        run.path = run.place
-    return run.path
-
-
-def load_run_model(
-    run: RunFolder,
-    dataset: PreparedDataset,
-    schema: Schema,
-    model_config: ModelConfig,
-    losses: LossConfig,
-    sharding: ShardingConfig,
-    *,
-    runtime: Runtime,
-    which: str = "best",
-) -> DistributedModelParallel:
-    """The trained model of a run, sharded over the present ranks."""
-    model, _ = build_model(
-        dataset.manifest,
-        schema,
-        model_config,
-        for_reading(sharding, device_type=runtime.device.type, world_size=runtime.world_size),
-        losses=losses,
-        runtime=runtime,
-        seed=0,
-        batch_rows=4096,
-        table_rate=0.0,
-    )
-    load_model(model, run.model_path / which)
-    return model
+    on_main(swap)
+    run.path = run.place

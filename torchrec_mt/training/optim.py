@@ -1,7 +1,9 @@
 """Optimizers: that of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +58,7 @@ class Optimizers:
 
     def __init__(self, config: OptimConfig, model: DistributedModelParallel, steps: int) -> None:
         self._config, self._steps = config, steps
+        self.table_rule = config.tables
         self.gradient_norm: Tensor | None = None
         replicated = replicated_tables(model)
         dense = {name: parameter for name, parameter in model.named_parameters() if not is_table(name)}
@@ -89,6 +92,28 @@ class Optimizers:
     def dense_gradients(self) -> list[Tensor]:
         """Of the last backward, by reference."""
         return [parameter.grad for parameter in self._dense if parameter.grad is not None]
+
+    def dense_slots(self) -> list[tuple[str, str, Tensor]]:
+        """What the dense optimizer remembers of each weight: weight, name, tensor by reference."""
+        optimizer = self._after_backward["dense"]
+        states = [(name, optimizer.state.get(parameter, {})) for name, parameter in optimizer.params.items()]
+        return [(name, key, value) for name, state in states for key, value in sorted(state.items())]
+
+    def make_dense_slots(self, told: Sequence[Sequence[Any]]) -> list[tuple[str, str, Tensor]]:
+        """Makes room for slots of another run's optimizer of the same weights; returns them, to be filled.
+
+        Args:
+            told: weight, name, dtype, shape, device ("cpu" or the weight's) of each.
+        """
+        optimizer = self._after_backward["dense"]
+        for parameter in optimizer.params.values():
+            optimizer.state[parameter] = {}
+        for name, key, dtype, shape, place in told:
+            if name in optimizer.params:
+                parameter = optimizer.params[name]
+                device = torch.device("cpu") if place == "cpu" else parameter.device
+                optimizer.state[parameter][key] = torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+        return self.dense_slots()
 
     def step(self) -> None:
         """Updates what the backward has not."""

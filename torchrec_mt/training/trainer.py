@@ -22,9 +22,8 @@ from torchrec_mt.models.two_tower import TwoTower, Vectors
 from torchrec_mt.retrieval.metrics import METRICS
 from torchrec_mt.training.accumulate import JoinedLookup
 from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
-from torchrec_mt.training.checkpoint import save_model
 from torchrec_mt.training.clock import StepClock
-from torchrec_mt.training.early_stop import EarlyStop
+from torchrec_mt.training.early_stop import EarlyStop, chosen_metric
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
 
@@ -43,6 +42,8 @@ class TrainerConfig:
             "TASK/METRIC".
         validation_anchors: anchors per task in a validation, a fixed sample.
         log_every: steps between lines of metrics.jsonl.
+        stuck_seconds: longest that a phase of a step may take on a rank; then the watchdog names the rank that holds up
+            the others, and ends the job.
     """
 
     epochs: float = 5.0
@@ -53,6 +54,7 @@ class TrainerConfig:
     metric: str = "recall@100"
     validation_anchors: int = 1000
     log_every: int = 20
+    stuck_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
@@ -60,6 +62,7 @@ class TrainerConfig:
         within(self, 0, 1_000_000_000, "steps", "patience", "validation_anchors")
         within(self, 1, 1_000_000, "validations", "accumulate")
         within(self, 1, 1_000_000_000, "log_every")
+        within(self, 0.1, 1_000_000, "stuck_seconds")
 
 
 Metrics = dict[str, float]
@@ -77,6 +80,36 @@ class Progress(Protocol):
     def warning(self, step: int, text: str) -> None:
         """Something that a person should look at."""
 
+    def resumed(self, step: int, path: str) -> None:
+        """Training goes on after a step, from the checkpoint at `path`."""
+
+
+class Keep(Protocol):
+    """What keeps checkpoints; called on every rank."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether one is to be kept after this step, validation or not."""
+
+    def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
+        """Keeps one: `value` of a validation at this step, `last` where training ends."""
+
+
+class _Nothing:
+    def is_due(self, step: int) -> bool:
+        return False
+
+    def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How far a training went: the last step, the stop's memory, and whether it was asked to end before its end."""
+
+    step: int
+    stop: EarlyStop
+    interrupted: bool = False
+
 
 class Trainer:
     """Trains one model.
@@ -85,9 +118,9 @@ class Trainer:
         objective: losses of a batch. weights: weight of each task's loss.
         validate: metrics of the current model by "TASK/METRIC"; called on every rank, result used of rank 0.
         log: called on the main rank with step, kind and values.
-        run_path: the folder whose `model/` takes the best and the last model.
-        offending_path: where the batch goes that breaks the run; none is RUN/offending_batch.
-        publish: called on every rank after each saved model; says where the run folder lies from then on.
+        offending_path: where the batch goes that breaks the run.
+        keep: takes checkpoints; none are kept without it. asked: whether this rank was asked to end; what one rank was
+            asked, all do, after the step that they are in.
     """
 
     def __init__(
@@ -101,16 +134,17 @@ class Trainer:
         runtime: Runtime,
         validate: Callable[[], Metrics | None],
         log: Callable[[int, str, Metrics], None],
-        run_path: Path,
-        offending_path: Path | None = None,
-        publish: Callable[[], Path] | None = None,
+        offending_path: Path,
+        keep: "Keep | None" = None,
+        asked: Callable[[], bool] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._config, self.model, self.optimizers = config, model, optimizers
         self._objective, self._weights, self._runtime = objective, weights, runtime
-        self._validate, self._log, self._run_path = validate, log, run_path
-        self._offending_path = offending_path or run_path / "offending_batch"
-        self._publish, self._progress = publish, progress
+        self._validate, self._log, self._offending_path = validate, log, offending_path
+        self._progress, self._keep = progress, keep or _Nothing()
+        self._asked = asked or (lambda: False)
+        self._is_asked = False
         self.clock = StepClock(runtime.device)
         self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
         # Without DDP: for steps that average the gradients themselves.
@@ -119,7 +153,7 @@ class Trainer:
 
     def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
         """The next batches and their step, on the clock. Returns the losses and the number of pairs of this rank."""
-        self.clock.start(timed=timed)
+        self.clock.start(step + 1, timed=timed)
         taken = [next(batches) for _ in range(self._config.accumulate)]
         self.clock.mark("data")
         losses = self.train_step(taken[0], step) if len(taken) == 1 else self.train_joined(taken, step)
@@ -177,8 +211,10 @@ class Trainer:
     def _loss(self, vectors: Vectors, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """What the backward begins at, and the losses by task of all ranks' batches."""
         losses = self._objective(vectors, batch, step)
-        mean_T = sum_over_ranks(torch.stack(list(losses.values()))) / self._runtime.world_size
-        values = dict(zip(losses, mean_T.tolist(), strict=True))
+        told = [*losses.values(), torch.tensor(float(self._asked()), device=self._runtime.device)]
+        *sums, asked = sum_over_ranks(torch.stack(told)).tolist()
+        self._is_asked = self._is_asked or asked > 0
+        values = {name: value / self._runtime.world_size for name, value in zip(losses, sums, strict=True)}
         check_losses(values, batch, step + 1, self._offending_path, self._runtime.rank)
         self.clock.mark("loss")
         return sum(self._weights[name] * loss for name, loss in losses.items()), values  # type: ignore[return-value]
@@ -193,31 +229,30 @@ class Trainer:
             for name, candidate_BD in vectors.candidate.items()
         }
 
-    def run(self, batches: Iterator[Batch], steps: int) -> tuple[EarlyStop, int]:
-        """Trains for `steps` steps or until early stop. Returns the stop's memory and the steps taken."""
-        config, stop, step = self._config, EarlyStop(self._config.patience), 0
+    def run(self, batches: Iterator[Batch], steps: int, *, after: int = 0, stop: EarlyStop | None = None) -> Taken:
+        """Trains from the step after `after` up to step `steps`, or until early stop, or until asked to end.
+
+        Args:
+            stop: that of the run so far.
+        """
+        config, stop, step = self._config, stop or EarlyStop(self._config.patience), after
         validate_at = {round(steps * (n + 1) / config.validations) for n in range(config.validations)} | {steps}
         self.model.train()
         with closing(batches):  # type: ignore[type-var]
-            for step in range(1, steps + 1):
+            for step in range(after + 1, steps + 1):
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
                 losses, pairs = self.step(batches, step - 1, timed=logs)
                 if logs:
                     self._log_step(step, steps, losses, pairs)
-                if step in validate_at:
-                    if self._validation(step, stop):
-                        self._save("best")
-                    if stop.should_stop:
-                        break
-                    self.model.train()
-        self._save("last")
-        return stop, step
-
-    def _save(self, name: str) -> None:
-        with self.optimizers.averaged():
-            save_model(self.model, self._run_path / "model" / name)
-        if self._publish:
-            self._run_path = self._publish()
+                value = self._validation(step, stop) if step in validate_at else None
+                interrupted = self._is_asked and step < steps
+                ends = step == steps or stop.should_stop
+                if value is not None or ends or interrupted or self._keep.is_due(step):
+                    self.clock.enter("checkpoint")
+                    self._keep.save(step, stop, value=value, last=ends)
+                if ends or interrupted:
+                    return Taken(step, stop, interrupted and not ends)
+        return Taken(step, stop)
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
         phases = self.clock.read()
@@ -240,7 +275,8 @@ class Trainer:
                 if self._progress:
                     self._progress.warning(step, f"the vectors of task '{name}' collapse: spread {value:.3f} of 1")
 
-    def _validation(self, step: int, stop: EarlyStop) -> bool:
+    def _validation(self, step: int, stop: EarlyStop) -> float:
+        self.clock.enter("validation")
         with self.optimizers.averaged():
             metrics: dict[str, Any] = from_main(self._validate())
         value = chosen_metric(self._config.metric, metrics)
@@ -248,34 +284,6 @@ class Trainer:
             self._log(step, "valid", metrics | {"chosen": value})
             if self._progress:
                 self._progress.validation(step, metrics | {"chosen": value})
-        return stop.update(value, step)
-
-
-def check_metric(name: str, tasks: Collection[str]) -> None:
-    """Is there a validation metric of this name? Asked before anything is written or trained.
-
-    Args:
-        tasks: trained tasks that have validation pairs.
-
-    Raises:
-        UserError: no such task or metric, or nothing to validate on.
-    """
-    if not tasks:
-        raise UserError("no trained task has validation pairs: give dataset.split a larger valid_share, prepare again")
-    known = [*METRICS, *(f"{task}/{metric}" for task in tasks for metric in METRICS)]
-    if name not in known:
-        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {known}")
-
-
-def chosen_metric(name: str, metrics: Metrics) -> float:
-    """The metric that judges a validation: one entry "TASK/METRIC", or the mean of METRIC over tasks.
-
-    Raises:
-        UserError: no such entry.
-    """
-    if name in metrics:
-        return metrics[name]
-    values = [value for key, value in metrics.items() if key.rpartition("/")[2] == name]
-    if not values:
-        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {sorted(metrics)}")
-    return sum(values) / len(values)
+        stop.update(value, step)
+        self.model.train()
+        return value

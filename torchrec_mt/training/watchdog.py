@@ -116,7 +116,7 @@ def said(ranks: Sequence[Told | None], seconds: float, *, rank: int) -> str:
     tail = f"; {', '.join(others[:8])}" if others else ""
     return (
         f"error: rank {rank}: training stands still: rank {stuck} is stuck {place}{stood} (more than "
-        f"runtime.stuck_seconds = {seconds:g}){tail}: look at that rank's machine, disk and network; `--resume` goes "
+        f"trainer.stuck_seconds = {seconds:g}){tail}: look at that rank's machine, disk and network; `--resume` goes "
         "on from the newest checkpoint"
     )
 

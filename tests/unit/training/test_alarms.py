@@ -25,9 +25,9 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Every table, weight and optimizer state."""
     weights = {
         name: (value.local_shards()[0].tensor if hasattr(value, "local_shards") else value).clone()
-        for name, value in trainer._model.state_dict().items()
+        for name, value in trainer.model.state_dict().items()
     }
-    for parameter, values in trainer._optimizers.combined.state_dict()["state"].items():
+    for parameter, values in trainer.optimizers.combined.state_dict()["state"].items():
         for key, value in values.items():
             value = value.local_shards()[0].tensor if hasattr(value, "local_shards") else value
             weights[f"{parameter}:{key}"] = torch.as_tensor(value).clone()
@@ -122,7 +122,7 @@ def logged(dataset: PreparedDataset, here: Runtime, path: Path, *, collapse: boo
     with TrainingProgress() as progress:
         trainer = tiny_trainer(dataset, path, here, log=log.write, progress=progress)
         if collapse:
-            tower = next(m for name, m in trainer._model.named_modules() if name.endswith("towers.of_product"))
+            tower = next(m for name, m in trainer.model.named_modules() if name.endswith("towers.of_product"))
             with torch.no_grad():
                 for parameter in tower.parameters():
                     parameter.zero_()

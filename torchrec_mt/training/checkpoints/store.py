@@ -65,6 +65,11 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[None] | None = None
 
+    @property
+    def where(self) -> str:
+        """The folder, as a user knows it."""
+        return self._files.where()
+
     def save(
         self,
         step: int,
@@ -178,6 +183,10 @@ class CheckpointStore:
         self.finish()
         steps = self._on_main(lambda: [entry.commit.step for entry in self._shelf.entries() if entry.commit])
         return list(map(int, steps))
+
+    def refuse(self, step: int) -> None:
+        """Says that the checkpoint of a step is damaged: it is none of those that the next save keeps."""
+        self._shelf.refuse(folder_of(step))
 
     def _load(self, folder: str, tensors: Tensors, partial: bool, refused: tuple[str, ...]) -> Loaded:
         outcome, loaded = ["", ""], None

@@ -251,17 +251,31 @@ def _remove_unless_in_use(folder: Path) -> None:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events of a run; numbers are logged once, to both."""
+    """`metrics.jsonl` and TensorBoard events of a run; numbers are logged once, to both.
 
-    def __init__(self, run: RunFolder) -> None:
-        self.open(run.path)
+    Args:
+        after: the step that a resumed run goes on from; see `open`.
+    """
 
-    def open(self, path: Path) -> None:
-        """Logs into the run folder at `path`, after what is there; `close` first to change over."""
+    def __init__(self, run: RunFolder, *, after: int | None = None) -> None:
+        self.open(run.path, after=after)
+
+    def open(self, path: Path, *, after: int | None = None) -> None:
+        """Logs into the run folder at `path`, after what is there; `close` first to change over.
+
+        Args:
+            after: drops what was logged of later steps, and a last line that a killed program left half written.
+
+        Raises:
+            UserError: `after` is given, and a line before the last is damaged.
+        """
         from torch.utils.tensorboard import SummaryWriter  # slow to import, only needed by training
 
-        self._file = (path / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(path / "tensorboard"))
+        file = path / "metrics.jsonl"
+        if after is not None and file.exists():
+            write_atomic(file, _lines_until(file, after))
+        self._file = file.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=None if after is None else after + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One line: step, kind ("train" or "valid"), and the values."""
@@ -273,3 +287,18 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _lines_until(file: Path, step: int) -> str:
+    """The lines of `metrics.jsonl` up to a step, each as it stands there."""
+    *lines, last = file.read_bytes().split(b"\n")  # `last` is empty, or half a line
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if int(json.loads(line)["step"]) <= step:
+                kept.append(line.decode() + "\n")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"'{file}' line {number} is damaged ({type(error).__name__}): remove that line, then resume"
+            ) from None
+    return "".join(kept)

@@ -207,8 +207,9 @@ class Writer(StorageWriter):
             free = self._files.free_bytes()
             room = "" if free is None else f"; {free:,} bytes are free there"
             raise UserError(
-                f"the checkpoint of step {self._step} cannot be written under '{self._files.where()}': rank {self._rank} "
-                f"says {first_line(error)}{room}: free some space or write elsewhere; earlier checkpoints are as they were"
+                f"the checkpoint of step {self._step} cannot be written under '{self._files.where()}': rank "
+                f"{self._rank} says {first_line(error)}{room}: free some space or write elsewhere; earlier checkpoints "
+                "are as they were"
             ) from None
 
     def abandon(self) -> None:

@@ -268,10 +268,17 @@ def on_two_ranks(folder: str) -> dict[str, Any]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
         try:
             store.save(3, {"x": laid_out(whole, "rows", rank, 2)}, state={}, rank_state={}, background=background)
+            for _ in range(20 * background):
+                dist.all_reduce(torch.ones(100))  # training goes on
             store.finish()
         except UserError as error:
             told[f"full {background}"] = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    apart = CheckpointStore("memory://each/its/own", keep=1)
+    try:
+        apart.save(1, {"x": laid_out(whole, "rows", rank, 2)}, state={}, rank_state={})
+    except UserError as error:
+        told["apart"] = str(error)
     dist.barrier()
     told["left"] = sorted(path.name for path in Path(folder).iterdir())
     dist.barrier()
@@ -309,6 +316,8 @@ def test_all_ranks_end_alike(tmp_path: Path) -> None:
         assert (
             "bytes are free there: free some space or write elsewhere; earlier checkpoints are as they were" in message
         )
+    assert "rank-00001" in ranks[0]["apart"]
+    assert "name a folder for checkpoints that all machines share" in ranks[0]["apart"]
     assert ranks[0]["left"] == ["step-0000000001", "step-0000000002"]
     assert ranks[0]["step"] == 1
     [why] = ranks[0]["why"]

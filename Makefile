@@ -9,7 +9,7 @@ STUB := requirements/stubs/fbgemm-gpu/pyproject.toml
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean ablation bench-step bench-peers bench-topk
+.PHONY: help install demo test test-slow lint format clean ablation bench-step bench-peers bench-topk
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +46,9 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 test: lint ## the gate: lint, then pytest
 	@echo "pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(WORKERS)
+
+test-slow: $(STAMP) ## the longer checks, which `make test` leaves out
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -m "slow and not gpu"
 
 bench-step: $(STAMP) ## one training step beside plain PyTorch (minutes; wants an idle machine)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_step

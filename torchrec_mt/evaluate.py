@@ -71,7 +71,15 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
 
         show("load", 0, 1)
         model = load_run_model(
-            run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here, which=which
+            run,
+            dataset,
+            schema,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
+            which=which,
         )
         tasks = judged_tasks(dataset, config.evaluate)
         collator = Collator(dataset)

@@ -79,7 +79,9 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
         def show(what: str, done: int, total: int) -> None:
             bar.update(line, description=f"indexes: {what}", completed=done, total=total)
 
-        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here)
+        model = load_run_model(
+            run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here
+        )
         collator = Collator(dataset)
 
         def vectors(entity: str, id_N: np.ndarray, task: str | None = None) -> torch.Tensor:

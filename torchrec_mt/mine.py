@@ -55,7 +55,9 @@ def mine_run(run: RunFolder, config: RunConfig, output: Path, depth: int, per_an
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         on_main(lambda: check_place(output))
         line = bar.add_task("mine", total=None, note="")
-        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here)
+        model = load_run_model(
+            run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here
+        )
         collator, mined, catalogues = Collator(dataset), {}, {}
         for name, task in schema.trained_tasks.items():
             if task.candidate not in catalogues:

@@ -56,7 +56,14 @@ def vectors(root: Path, run: Path, dataset: PreparedDataset, task: str) -> tuple
     config = debug_config(root)
     with runtime(config.runtime) as here:
         model = load_run_model(
-            RunFolder.open(str(run)), dataset, config.dataset, config.model, config.loss, config.sharding, config.checkpoint, runtime=here
+            RunFolder.open(str(run)),
+            dataset,
+            config.dataset,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
         )
         collator, entity = Collator(dataset), TASKS[task][0]
         anchors, products = (np.arange(dataset.manifest.entities[name].count) for name in (entity, "product"))

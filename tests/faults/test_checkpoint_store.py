@@ -67,89 +67,96 @@ def in_child(function: Callable[[], None]) -> int:
     return child
 
 
-def check_in_child(folder: str, least: int) -> None:
+def check(folder: Path, least: int) -> None:
     """All that lies in the folder is as it was saved, and no older than what was reported as saved."""
-
-    def check() -> None:
-        store = CheckpointStore(folder, keep=1)
-        loaded = load(store)
-        assert not (loaded and loaded.refused), loaded
-        assert (loaded.step if loaded else 0) >= least
-        for step in store.steps():
-            store.load({name: torch.zeros(shape) for name, shape in SHAPES.items()}, step=step)
-
-    _, status = os.waitpid(in_child(check), 0)
-    assert status == 0
+    store = CheckpointStore(folder, keep=1)
+    loaded = load(store)
+    assert not (loaded and loaded.refused), loaded
+    assert (loaded.step if loaded else 0) >= least
+    for step in store.steps():
+        store.load({name: torch.zeros(shape) for name, shape in SHAPES.items()}, step=step)
 
 
-def killed_by_chance(folder: str, times: int, seed: int) -> None:
+def killed_by_chance(folder: Path, times: int, seed: int) -> None:
     torch.set_num_threads(1)
     chance, saved = random.Random(seed), 0
-    for _ in range(times):
+    for _ in range(times + 1):
         reports, report = os.pipe()
 
-        def write(first: int = saved + 1, report: int = report) -> None:
+        def write(saved: int = saved, report: int = report) -> None:
+            check(folder, saved)
+            os.write(report, b"0 ")
             store = CheckpointStore(folder, keep=1)
-            for step in range(first, first + 1000):
+            for step in range(saved + 1, saved + 1000):
                 save(store, step)
                 os.write(report, f"{step} ".encode())
 
         child = in_child(write)
         os.close(report)
-        time.sleep(chance.uniform(0, 0.3))  # any moment of its life will do
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        with os.fdopen(reports) as told:
-            saved = max([saved, *map(int, told.read().split())])
-        check_in_child(folder, saved)
+        with os.fdopen(reports, "rb", buffering=0) as told:
+            assert told.read(2) == b"0 ", "the checkpoints that the one before left are damaged"
+            time.sleep(chance.uniform(0, 0.2))  # any moment of its life will do
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            saved = max([saved, *map(int, (told.readall() or b"").split())])
     assert saved > times / 4, "most were killed before they had done anything"
 
 
 CALLS = ("replace", "fsync", "unlink", "rmdir", "mkdir", "remove")
+"""Of `os`: what changes a disk, beside writing a file."""
 
 
-def killed_at(folder: str) -> None:
-    """Killed before the first call that changes the disk, before the second, ...: until a child lives to the end."""
+def killed_at(call: int) -> None:
+    """Lets this process die before that call (the 1st, 2nd, ...) which changes the disk, or in the middle of it."""
+    calls = 0
+
+    def counted(function: Callable[..., Any], half: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        def called(*given: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                if half is not None:
+                    half(*given)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*given, **named)
+
+        return called
+
+    def half_of_it(file: Any, data: Any) -> None:
+        file.f.write(data[: len(data) // 2])
+        file.f.flush()
+
+    os.fsync = lambda descriptor: None  # slow, and a process takes nothing with it that the system already has
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    LocalFileOpener.write = counted(LocalFileOpener.write, half_of_it)
+
+
+def killed_at_every_call(folder: Path) -> None:
+    """One child after the other dies a call later; the last one lives to the end."""
     torch.set_num_threads(1)
+    whole, status, call = folder.with_name("whole"), 1, 0
 
-    def write(last_call: int) -> None:
-        calls = 0
+    def first() -> None:
+        save(CheckpointStore(whole, keep=1), 1)
 
-        def counted(function: Callable[..., Any], half: Callable[..., Any] | None = None) -> Callable[..., Any]:
-            def call(*given: Any, **named: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls == last_call:
-                    if half is not None:
-                        half(*given)
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*given, **named)
-
-            return call
-
-        def half_of_it(file: Any, data: Any) -> None:
-            file.f.write(data[: len(data) // 2])
-            file.f.flush()
-
-        for name in CALLS:
-            setattr(os, name, counted(getattr(os, name)))
-        LocalFileOpener.write = counted(LocalFileOpener.write, half_of_it)
+    def write() -> None:
+        if call > 1:
+            check(folder, 1)
+            shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+        killed_at(call)
         store = CheckpointStore(folder, keep=1)
         for step in (2, 2, 3):
             save(store, step)
+        check(folder, 3)
 
-    def first() -> None:
-        save(CheckpointStore(folder, keep=1), 1)
-
-    status, call = 1, 0
+    os.waitpid(in_child(first), 0)
     while status:
         call += 1
-        shutil.rmtree(folder, ignore_errors=True)
-        os.waitpid(in_child(first), 0)
-        _, status = os.waitpid(in_child(lambda: write(call)), 0)  # noqa: B023
-        check_in_child(folder, 1 if status else 3)
-    assert call > 40, call
-    print(call)
+        _, status = os.waitpid(in_child(write), 0)
+        assert status in (0, signal.SIGKILL), f"what was left of a death at call {call - 1} is damaged"
+    assert call > 40
 
 
 def in_a_new_process(function: Callable[..., None], *arguments: Any) -> None:
@@ -160,16 +167,16 @@ def in_a_new_process(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    in_a_new_process(killed_by_chance, str(tmp_path / "checkpoints"), 20, 0)
+    in_a_new_process(killed_by_chance, tmp_path / "checkpoints", 20, 0)
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_often(tmp_path: Path) -> None:
-    in_a_new_process(killed_by_chance, str(tmp_path / "checkpoints"), 100, 1)
+    in_a_new_process(killed_by_chance, tmp_path / "checkpoints", 100, 1)
 
 
 def test_killed_before_every_call_that_changes_the_disk(tmp_path: Path) -> None:
-    in_a_new_process(killed_at, str(tmp_path / "checkpoints"))
+    in_a_new_process(killed_at_every_call, tmp_path / "checkpoints")
 
 
 # Damaged files.
@@ -261,10 +268,18 @@ def on_two_ranks(folder: str) -> dict[str, Any]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
         try:
             store.save(3, {"x": laid_out(whole, "rows", rank, 2)}, state={}, rank_state={}, background=background)
+            for _ in range(20 * background):
+                dist.all_reduce(torch.ones(100))  # training goes on
             store.finish()
         except UserError as error:
             told[f"full {background}"] = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    apart = CheckpointStore("memory://each/its/own", keep=1)
+    try:
+        apart.save(1, {"x": laid_out(whole, "rows", rank, 2)}, state={}, rank_state={})
+    except UserError as error:
+        told["apart"] = str(error)
+    dist.barrier()
     told["left"] = sorted(path.name for path in Path(folder).iterdir())
     dist.barrier()
     if rank == 0:
@@ -301,6 +316,8 @@ def test_all_ranks_end_alike(tmp_path: Path) -> None:
         assert (
             "bytes are free there: free some space or write elsewhere; earlier checkpoints are as they were" in message
         )
+    assert "rank-00001" in ranks[0]["apart"]
+    assert "name a folder for checkpoints that all machines share" in ranks[0]["apart"]
     assert ranks[0]["left"] == ["step-0000000001", "step-0000000002"]
     assert ranks[0]["step"] == 1
     [why] = ranks[0]["why"]

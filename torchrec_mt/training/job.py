@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
@@ -15,27 +14,24 @@ from torchrec_mt.data.dataset import Manifest, PreparedDataset
 from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
-from torchrec_mt.distributed.planning import ShardingConfig, describe_plan, for_reading
+from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, score
-from torchrec_mt.retrieval.measures import asked_depth
-from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import check_metric
-from torchrec_mt.training.keeper import BEST, CheckpointConfig, Keeper, checkpoints_path
+from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.preemption import preemption
-from torchrec_mt.training.run_state import Restored, RunState, load_weights
-from torchrec_mt.training.validation import validate, validated_tasks
+from torchrec_mt.training.run_state import Restored, RunState
 from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
+from torchrec_mt.training.validation import validate, validated_tasks
 from torchrec_mt.training.watchdog import Watchdog
 
 

@@ -1,7 +1,7 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,10 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import average_over_ranks, from_main, sum_over_ranks
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
-from torchrec_mt.errors import UserError, require, within
+from torchrec_mt.errors import require, within
 from torchrec_mt.models.embeddings import Embeddings
 from torchrec_mt.models.scales import TaskScales
 from torchrec_mt.models.two_tower import TwoTower, Vectors
-from torchrec_mt.retrieval.metrics import METRICS
 from torchrec_mt.training.accumulate import JoinedLookup
 from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
 from torchrec_mt.training.clock import StepClock

@@ -118,6 +118,7 @@ class CheckpointStore:
             self.finish()
         finally:
             self._thread.shutdown()
+            dist.destroy_process_group(self._group)
 
     def _write(self, writer: Writer, tensors: dict[str, Any]) -> None:
         try:

@@ -185,8 +185,8 @@ class Writer(StorageWriter):
             path = f"{self._folder}/{name}"
             if not self._files.exists(path) or self._files.size(path) != record.size:
                 raise UserError(
-                    f"rank 0 does not see '{self._files.where(path)}', which another rank wrote: put checkpoints "
-                    "into a folder that all machines share"
+                    f"rank 0 does not see '{self._files.where(path)}', which another rank wrote: name a folder "
+                    "for checkpoints that all machines share"
                 )
 
     def _prune(self) -> None:
@@ -206,10 +206,11 @@ class Writer(StorageWriter):
         except OSError as error:
             free = self._files.free_bytes()
             room = "" if free is None else f"; {free:,} bytes are free there"
+            missing = isinstance(error, FileNotFoundError)  # rank 0 has made the folder
+            remedy = "name a folder that all machines share" if missing else "free some space or write elsewhere"
             raise UserError(
                 f"the checkpoint of step {self._step} cannot be written under '{self._files.where()}': rank "
-                f"{self._rank} says {first_line(error)}{room}: free some space or write elsewhere; earlier checkpoints "
-                "are as they were"
+                f"{self._rank} says {first_line(error)}{room}: {remedy}; earlier checkpoints are as they were"
             ) from None
 
     def abandon(self) -> None:

@@ -13,8 +13,8 @@ class Pieces:
     """Pieces of a tensor, by torch's protocol `torch.distributed._checkpointable`.
 
     Args:
-        shape: of the whole tensor. pieces: this rank's (offset in each dimension, tensor), no two at one offset; several
-            ranks may hold the same piece.
+        shape: of the whole tensor. pieces: this rank's (offset in each dimension, tensor), no two at one offset;
+            several ranks may hold the same piece.
     """
 
     shape: tuple[int, ...]

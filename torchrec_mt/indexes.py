@@ -80,7 +80,14 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
             bar.update(line, description=f"indexes: {what}", completed=done, total=total)
 
         model = load_run_model(
-            run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here
+            run,
+            dataset,
+            schema,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
         )
         collator = Collator(dataset)
 

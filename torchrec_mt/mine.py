@@ -56,7 +56,14 @@ def mine_run(run: RunFolder, config: RunConfig, output: Path, depth: int, per_an
         on_main(lambda: check_place(output))
         line = bar.add_task("mine", total=None, note="")
         model = load_run_model(
-            run, dataset, schema, config.model, config.loss, config.sharding, config.checkpoint, runtime=here
+            run,
+            dataset,
+            schema,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
         )
         collator, mined, catalogues = Collator(dataset), {}, {}
         for name, task in schema.trained_tasks.items():

@@ -291,7 +291,7 @@ class MetricsLog:
 
 def _lines_until(file: Path, step: int) -> str:
     """The lines of `metrics.jsonl` up to a step, each as it stands there."""
-    *lines, last = file.read_bytes().split(b"\n")  # `last` is empty, or half a line
+    *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or half a line
     kept = []
     for number, line in enumerate(lines, 1):
         try:

@@ -25,7 +25,7 @@ class Auto:
 
 @dataclass(frozen=True, kw_only=True)
 class DataParallel:
-    """The whole table on every rank; its dense gradient is averaged over ranks, the update comes after the backward."""
+    """The whole table on every rank; its gradient is dense and averaged over ranks, the update follows the backward."""
 
     kind: Literal["data_parallel"] = "data_parallel"
 

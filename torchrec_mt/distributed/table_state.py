@@ -1,7 +1,7 @@
 """Tables and their optimizer's sums in one form, whatever the layout, the kernel and the number of ranks.
 
     tables.NAME.weight    rows x dim
-    tables.NAME.sum       of Adagrad rows x dim, of row-wise Adagrad rows x blocks of columns (most have one)
+    tables.NAME.sum       of Adagrad rows x dim, of row-wise Adagrad rows x blocks of columns (most layouts have one)
 
 `table_layout` says as JSON what the sums mean; it is saved beside them and given to `load_tables`.
 
@@ -229,7 +229,9 @@ def _shards(
             sums = of_kernel[0] if of_kernel else after_backward.get(table.name)
             row, column = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
             shards.setdefault(table.name.removeprefix(TABLE_PREFIX), []).append(
-                _Shard(row, column, weight.detach(), None if sums is None else sums.view(len(weight), -1))
+                _Shard(
+                    row, column, weight.detach(), None if sums is None else sums if sums.dim() == 2 else sums[:, None]
+                )
             )
     return shards
 

@@ -67,7 +67,7 @@ class Keeper:
         """Writes a checkpoint.
 
         Args:
-            value: of the validation at this step, if there was one. last: training ends here; waits until it is written.
+            value: of the validation at this step, if there was one. last: training ends here, and waits for it.
 
         Raises:
             UserError: on every rank; it cannot be written, or the one before, in the background, could not.

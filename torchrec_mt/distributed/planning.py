@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
@@ -27,6 +29,22 @@ _KERNELS = {"table_wise": "fused", "row_wise": "fused", "data_parallel": "dense"
 _AUTO = ["table_wise", "row_wise"]
 
 
+_COMM_TYPES = {"float32": CommType.FP32, "float16": CommType.FP16, "bfloat16": CommType.BF16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommunicationConfig:
+    """What numbers of sharded tables travel as between ranks.
+
+    Args:
+        forward: what was looked up. backward: its gradients; bfloat16 has their range, float16 takes those below 6e-8
+            for 0.
+    """
+
+    forward: Literal["float32", "float16", "bfloat16"] = "float32"
+    backward: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
     """How tables are laid out over ranks.
@@ -36,11 +54,16 @@ class ShardingConfig:
             row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
             gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
             rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
-        tables: kind by table.
+        tables: kind by table. communication: what travels between ranks.
     """
 
     default: ShardingKind = "auto"
     tables: dict[str, ShardingKind] = field(default_factory=dict)
+    communication: CommunicationConfig = field(default_factory=CommunicationConfig)
+
+    def of(self, table: str) -> ShardingKind:
+        """The kind of a table."""
+        return self.tables.get(table, self.default)
 
 
 class Sharder(EmbeddingBagCollectionSharder):
@@ -51,6 +74,23 @@ class Sharder(EmbeddingBagCollectionSharder):
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         return [_KERNELS[sharding_type]]
+
+
+def make_sharder(communication: CommunicationConfig, device: torch.device) -> Sharder:
+    """The sharder whose tables talk as the config says.
+
+    Raises:
+        UserError: bfloat16 on CPUs.
+    """
+    for key in ("forward", "backward"):
+        if getattr(communication, key) == "bfloat16" and device.type == "cpu":
+            raise UserError(
+                f'sharding.communication.{key} = "bfloat16": between CPUs TorchRec sends float32 or float16: choose one'
+            )
+    config = QCommsConfig(
+        forward_precision=_COMM_TYPES[communication.forward], backward_precision=_COMM_TYPES[communication.backward]
+    )
+    return Sharder(qcomm_codecs_registry=get_qcomm_codecs_registry(config, device=device))
 
 
 def make_plan(
@@ -68,7 +108,8 @@ def make_plan(
         batch_size: rows of a batch per rank.
 
     Raises:
-        UserError: on every rank, if planning fails on any, or ranks come to different plans.
+        UserError: on every rank, if planning fails on any, or ranks come to different plans; communication that the
+            device has not.
     """
     unknown = set(config.tables) - set(pooling_factors)
     if unknown:
@@ -82,8 +123,9 @@ def make_plan(
             pooling_factors=[max(factor, 0.01) for factor in factors],
         )
         for table, factors in pooling_factors.items()
-        for kind in [config.tables.get(table, config.default)]
+        for kind in [config.of(table)]
     }
+    sharder = make_sharder(config.communication, torch.device(device_type))
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=dist.get_world_size(), compute_device=device_type),
         batch_size=batch_size,
@@ -93,7 +135,7 @@ def make_plan(
     )
     plan, failure = None, None
     try:
-        plan = planner.plan(module, [Sharder()])
+        plan = planner.plan(module, [sharder])
     except PlannerError as error:
         failure = str(error)
     outcomes: list[str | None] = [None] * dist.get_world_size()

@@ -23,7 +23,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import max_over_ranks
-from torchrec_mt.distributed.planning import Sharder
+from torchrec_mt.distributed.planning import CommunicationConfig, make_sharder
 
 # Of row-wise Adagrad: the fused kernel's default is 1e-8 and that of `RowWiseAdagrad` 1e-10, so it is given to both.
 TABLE_EPS = 1e-8
@@ -38,7 +38,12 @@ def fuse_table_optimizer(tables: nn.Module, learning_rate: float) -> None:
     apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": learning_rate, "eps": TABLE_EPS})
 
 
-def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
+def shard(
+    model: nn.Module,
+    plan: ShardingPlan,
+    device: torch.device,
+    communication: CommunicationConfig | None = None,
+) -> DistributedModelParallel:
     """Shards the tables by the plan and replicates everything else; rank 0's dense weights become everybody's."""
     with warnings.catch_warnings():
         # TorchRec 1.8 passes DDP an argument that torch 2.13 renamed.
@@ -47,7 +52,7 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
             model,
             device=device,
             plan=plan,
-            sharders=[Sharder()],
+            sharders=[make_sharder(communication or CommunicationConfig(), device)],
             data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=True),
         )
     _take_weights_as_constants(sharded)

@@ -1,7 +1,7 @@
 """Half the bits train almost the same: bfloat16 towers, float16 tables, float16 between ranks.
 
-A number of 11 bits (float16) is off by up to 2^-11, one of 8 bits (bfloat16) by up to 2^-8; what a few steps make of
-that was measured and is allowed three times.
+The losses of five steps were off by 5e-4 (towers), 1.7e-4 (tables) and 1e-4 (communication), relatively; three times as
+much is allowed.
 """
 
 from dataclasses import replace
@@ -76,10 +76,10 @@ def exact(data: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("how", "tolerance", "products", "tables"),
     [
-        ("towers", 0.01, "torch.bfloat16", "torch.float32"),
-        ("towers in slices", 0.01, "torch.bfloat16", "torch.float32"),
-        ("tables", 0.01, "torch.float32", "torch.float16"),
-        ("communication", 0.01, "torch.float32", "torch.float32"),
+        ("towers", 0.0015, "torch.bfloat16", "torch.float32"),
+        ("towers in slices", 0.0015, "torch.bfloat16", "torch.float32"),
+        ("tables", 0.0005, "torch.float32", "torch.float16"),
+        ("communication", 0.0003, "torch.float32", "torch.float32"),
     ],
 )
 def test_half_the_bits_train_almost_the_same(

@@ -1,7 +1,9 @@
 """A trainer on the tiny dataset in this process, for tests of the loop: a process group must be there."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from tests.tiny import TASKS, tiny_schema
 from torchrec_mt.batch import Batch
@@ -17,7 +19,7 @@ from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.schedule import CosineSchedule
-from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
+from torchrec_mt.training.trainer import Keep, Metrics, Progress, Trainer, TrainerConfig
 
 LOSSES = LossConfig(precision="float32")
 NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))
@@ -47,11 +49,15 @@ def tiny_trainer(
     sharding: ShardingConfig | None = None,
     optim: OptimConfig = OPTIM,
     model_config: ModelConfig = MODEL,
+    table_dtype: Literal["float32", "float16"] = "float32",
     validate: Callable[[], Metrics] = lambda: {"find/recall@10": 0.5},
+    keep: Keep | None = None,
 ) -> Trainer:
+    schema = tiny_schema()
+    schema = replace(schema, tables={name: replace(t, dtype=table_dtype) for name, t in schema.tables.items()})
     model, _ = build_model(
         dataset.manifest,
-        tiny_schema(),
+        schema,
         model_config,
         sharding or ShardingConfig(),
         losses=losses,
@@ -69,6 +75,7 @@ def tiny_trainer(
         runtime=here,
         validate=validate,
         log=log,
-        run_path=run_path,
+        offending_path=run_path / "offending_batch",
+        keep=keep,
         progress=progress,
     )

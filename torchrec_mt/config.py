@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -69,9 +69,9 @@ class RunConfig:
 _ADAPTER = TypeAdapter(RunConfig)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, *, nargs: Literal["+", "*"] = "+") -> None:
     """The arguments by which a program takes its config."""
-    parser.add_argument("config", nargs="+", help="TOML files, merged left to right: a base file and small overlays")
+    parser.add_argument("config", nargs=nargs, help="TOML files, merged left to right: a base file and small overlays")
     add_set_argument(parser)
 
 

@@ -78,8 +78,22 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": versions,
         "argv": sys.argv,
+        "job": job(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def job() -> str:
+    """The launcher's name for the job that this process belongs to: the same in all its tries; empty without one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name  # torchrun's default, which all jobs share
+
+
+def restarted(path: str | Path) -> bool:
+    """Whether the run in a folder was begun by an earlier try of this very job."""
+    if job() == "" or not _is_run(Path(path)):
+        return False
+    return _read_object(Path(path) / _ENVIRONMENT).get("job") == job()
 
 
 class RunFolder:

@@ -3,21 +3,34 @@ under torchrun.
 
 torchrun --nproc_per_node 2 -m torchrec_mt.train launch/demo.toml
 torchx run -s local_cwd dist.ddp -j 1x2 -m torchrec_mt.train -- launch/demo.toml
+
+A run that was stopped, by whatever, goes on with --resume RUN. SIGTERM ends it after a checkpoint.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 
-from torchrec_mt.config import RunConfig, add_config_arguments, config_to_json, load_config
+from torchrec_mt.config import (
+    RunConfig,
+    add_config_arguments,
+    apply_overrides,
+    check_config,
+    check_keys,
+    config_to_json,
+    load_config,
+)
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.preparation import check_schema
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.terminal import TrainingProgress, console
-from torchrec_mt.runs import RunFolder
+from torchrec_mt.runs import RunFolder, restarted
 from torchrec_mt.training.job import train
+from torchrec_mt.training.keeper import has_checkpoint
+
+_RESUMED = ("trainer.*", "checkpoint.*", "runtime.*", "sharding.*", "evaluate.*", "reader.prefetch", "dataset.path")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,7 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchrec-mt train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, nargs="*")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help=f"go on with a run that was stopped, instead of CONFIG: its own config, of which --set can change "
+        f"{', '.join(_RESUMED)}",
+    )
     parser.add_argument("--output", help="the run folder to write; default runs/NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
@@ -33,14 +52,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def train_run(
-    config: RunConfig, run_path: str, *, overwrite: bool = False, show: bool = True
+    config: RunConfig, run_path: str, *, overwrite: bool = False, resume: bool = False, show: bool = True
 ) -> dict[str, object] | None:
-    """Trains into a run folder. Returns the outcome (best step and metric, steps, path), on the main rank."""
+    """Trains into a run folder. Returns the outcome (best step and metric, steps, path), on the main rank.
+
+    Args:
+        resume: go on with the run in the folder.
+    """
     with runtime(config.runtime) as here:
         check_schema(config.dataset)
         dataset = PreparedDataset.open(config.dataset.path)
         dataset.check_declaration(config.dataset)
-        run = on_main(lambda: RunFolder.create(run_path, overwrite=overwrite))
+        run, again = on_main(lambda: _place(config, run_path, overwrite=overwrite, resume=resume))
+        if again:
+            run.check_dataset(dataset.manifest.digest, config.dataset.path)
         with TrainingProgress(enabled=show and here.is_main) as progress:
             outcome = train(
                 run,
@@ -55,21 +80,50 @@ def train_run(
                 optim=config.optim,
                 balancing=config.balancing,
                 trainer_config=config.trainer,
+                checkpoint=config.checkpoint,
                 runtime=here,
                 seed=config.runtime.seed,
                 progress=progress,
+                resume=again,
             )
         return outcome if here.is_main else None
 
 
+def _place(config: RunConfig, path: str, *, overwrite: bool, resume: bool) -> tuple[RunFolder, bool]:
+    """The run folder, and whether to go on with what is in it: asked for, or a launcher's next try of the same job."""
+    if resume:
+        return RunFolder.open(path), True
+    if restarted(path) and has_checkpoint(config.checkpoint, RunFolder.open(path).path):
+        return RunFolder.open(path), True
+    return RunFolder.create(path, overwrite=overwrite), False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    arguments = build_parser().parse_args(argv)
-    config = load_config(arguments.config, arguments.overrides)
-    run_path = arguments.output or f"runs/{config.dataset.name}"
-    outcome = train_run(config, run_path, overwrite=arguments.overwrite, show=not arguments.json)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if bool(arguments.config) == bool(arguments.resume):
+        parser.error("give CONFIG files to start a run, or --resume RUN to go on with one")
+    if arguments.resume:
+        if arguments.output or arguments.overwrite:
+            parser.error("--resume goes on in the run's own folder: leave out --output and --overwrite")
+        run_path = arguments.resume
+        check_keys(arguments.overrides, _RESUMED)
+        settled = RunFolder.open(run_path).config_json()
+        config = check_config(apply_overrides(settled, arguments.overrides), where=run_path)
+    else:
+        config = load_config(arguments.config, arguments.overrides)
+        run_path = arguments.output or f"runs/{config.dataset.name}"
+    outcome = train_run(
+        config, run_path, overwrite=arguments.overwrite, resume=bool(arguments.resume), show=not arguments.json
+    )
     if outcome is not None and arguments.json:
         print(json.dumps(outcome))
+    elif outcome is not None and outcome["interrupted"]:
+        console().print(
+            f"asked to end: stopped after step {outcome['steps']}, to go on: torchrec-mt train --resume {run_path}",
+            soft_wrap=True,
+        )
     elif outcome is not None:
         console().print(f"trained {outcome['steps']} steps, best at step {outcome['best_step']}: run {outcome['run']}")
     return 0

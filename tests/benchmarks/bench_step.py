@@ -82,7 +82,7 @@ class Ours:
             runtime=here,
             validate=lambda: {},
             log=lambda step, kind, values: None,
-            run_path=Path("unused"),
+            offending_path=Path("unused"),
         )
         config = ReaderConfig(batch_size=batch_size)
         self._batches = iter(Reader(config, dataset, schema, negatives=negatives, seed=0, rank=0, world_size=1))

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from tests.parity.parts import PARTS, PartMaker
 from tests.parity.signals import mine_at_random, signals
 from tests.ranks import run_on_ranks
+from tests.saved import load_model, save_model
 from tests.tiny import tiny_schema, write_tiny
 from tests.tiny_trainer import MODEL, OPTIM, tiny_trainer
 from torchrec_mt.batch import Batch
@@ -24,7 +25,6 @@ from torchrec_mt.distributed.sharding import table_kernels
 from torchrec_mt.models.two_tower import TwoTower
 from torchrec_mt.training.accumulate import join_rows
 from torchrec_mt.training.assemble import model_spec
-from torchrec_mt.training.checkpoint import load_model, save_model
 from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.schedule import ConstantSchedule

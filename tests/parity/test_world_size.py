@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from tests.parity.parts import PARTS, PartMaker
 from tests.parity.signals import Signal, mine_at_random, signals
 from tests.ranks import run_on_ranks
+from tests.saved import load_model, save_model
 from tests.shop import shared_root
 from tests.tiny import tiny_schema, write_tiny
 from torchrec_mt.batch import Batch
@@ -35,12 +36,12 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.training.agreement import pair_rules
 from torchrec_mt.training.assemble import build_model
-from torchrec_mt.training.checkpoint import load_model, save_model
-from torchrec_mt.training.job import task_sides, validate
+from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.schedule import CosineSchedule
 from torchrec_mt.training.trainer import Trainer, TrainerConfig
+from torchrec_mt.training.validation import validate
 
 STEPS, WORLD_SIZES = 20, (1, 2, 4)
 # Seven processes start before the first test: half a minute on two idle cores, minutes on busy ones.
@@ -138,7 +139,7 @@ def train_a_little(folder: Path, name: str) -> dict[str, Any]:
         runtime=here,
         validate=lambda: {},
         log=lambda step, kind, values: None,
-        run_path=folder / "unused",
+        offending_path=folder / "unused",
     )
     losses, gradients = [], {}
     for step, batch in enumerate(islice(batches(dataset, signal, case.lanes), STEPS)):

@@ -137,8 +137,14 @@ def declaration_json(schema: Schema) -> dict[str, Any]:
 
 
 def prepared_part(declaration: dict[str, Any]) -> dict[str, Any]:
-    """A declaration (as JSON) without what training may change and need not prepare again: widths, dropout of ids."""
-    tables = {name: {**table, "dim": None} for name, table in declaration["tables"].items()}
+    """A declaration (as JSON) without what training may change and need not prepare again.
+
+    That is widths and dtypes of tables, dropout of ids.
+    """
+    tables = {
+        name: {key: value for key, value in table.items() if key != "dtype"} | {"dim": None}
+        for name, table in declaration["tables"].items()
+    }
     entities = {
         name: entity
         | {

@@ -7,12 +7,14 @@ TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waitin
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
@@ -37,6 +39,21 @@ from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimi
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import TABLE_PREFIX
 
+_COMM_TYPES = {"float32": CommType.FP32, "float16": CommType.FP16, "bfloat16": CommType.BF16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommunicationConfig:
+    """What numbers of sharded tables travel as between ranks.
+
+    Args:
+        forward: what was looked up. backward: its gradients; bfloat16 has their range, float16 takes those below 6e-8
+            for 0.
+    """
+
+    forward: Literal["float32", "float16", "bfloat16"] = "float32"
+    backward: Literal["float32", "float16", "bfloat16"] = "float32"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
@@ -47,11 +64,12 @@ class ShardingConfig:
             row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
             gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
             rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
-        tables: layout by table. A name alone takes that layout's defaults.
+        tables: layout by table. A name alone takes that layout's defaults. communication: what travels between ranks.
     """
 
     default: LayoutName | Layout = "auto"
     tables: dict[str, LayoutName | Layout] = field(default_factory=dict)
+    communication: CommunicationConfig = field(default_factory=CommunicationConfig)
 
     def of(self, table: str) -> Layout:
         """The layout of a table."""
@@ -101,6 +119,23 @@ def _sharding_types(layout: Layout) -> list[str]:
             return [layout.kind]
 
 
+def make_sharder(communication: CommunicationConfig, device: torch.device) -> Sharder:
+    """The sharder whose tables talk as the config says.
+
+    Raises:
+        UserError: bfloat16 on CPUs.
+    """
+    for key in ("forward", "backward"):
+        if getattr(communication, key) == "bfloat16" and device.type == "cpu":
+            raise UserError(
+                f'sharding.communication.{key} = "bfloat16": between CPUs TorchRec sends float32 or float16: choose one'
+            )
+    config = QCommsConfig(
+        forward_precision=_COMM_TYPES[communication.forward], backward_precision=_COMM_TYPES[communication.backward]
+    )
+    return Sharder(qcomm_codecs_registry=get_qcomm_codecs_registry(config, device=device))
+
+
 def make_plan(
     module: nn.Module,
     config: ShardingConfig,
@@ -117,7 +152,8 @@ def make_plan(
         batch_size: rows of a batch per rank. optimizer: of the tables; row-wise Adagrad where None.
 
     Raises:
-        UserError: on every rank, if a layout cannot be right, planning fails on any, or ranks come to different plans.
+        UserError: on every rank, if a layout cannot be right, planning fails on any, or ranks come to different plans;
+            communication that the device has not.
     """
     unknown = set(config.tables) - set(pooling_factors)
     if unknown:
@@ -138,6 +174,7 @@ def make_plan(
             pooling_factors=[max(factor, 0.01) for factor in factors],
             min_partition=dim // layout.columns if isinstance(layout, ColumnWise | Grid) else None,
         )
+    sharder = make_sharder(config.communication, torch.device(device_type))
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=dist.get_world_size(),
@@ -151,7 +188,7 @@ def make_plan(
     )
     plan, failure = None, None
     try:
-        plan = planner.plan(module, [Sharder()])
+        plan = planner.plan(module, [sharder])
     except PlannerError as error:
         failure = str(error)
     outcomes: list[str | None] = [None] * dist.get_world_size()

@@ -19,7 +19,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import max_over_ranks
-from torchrec_mt.distributed.planning import Sharder
+from torchrec_mt.distributed.planning import CommunicationConfig, make_sharder
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, fused_rule
 
 
@@ -33,7 +33,12 @@ def fuse_table_optimizer(tables: nn.Module, learning_rate: float, optimizer: Tab
     apply_optimizer_in_backward(rule, tables.parameters(), arguments)
 
 
-def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
+def shard(
+    model: nn.Module,
+    plan: ShardingPlan,
+    device: torch.device,
+    communication: CommunicationConfig | None = None,
+) -> DistributedModelParallel:
     """Shards the tables by the plan and replicates everything else; rank 0's dense weights become everybody's."""
     with warnings.catch_warnings():
         # TorchRec 1.8 passes DDP an argument that torch 2.13 renamed.
@@ -42,7 +47,7 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
             model,
             device=device,
             plan=plan,
-            sharders=[Sharder()],
+            sharders=[make_sharder(communication or CommunicationConfig(), device)],
             data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=True),
         )
     _take_weights_as_constants(sharded)

@@ -6,22 +6,25 @@ step: with an optimizer fused into its backward every lookup would be an update.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec.modules.embedding_configs import DataType
 
 from torchrec_mt.schema import TABLE_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """One embedding table as the model needs it: rows, width, and the keys that read it."""
+    """One embedding table as the model needs it: rows, width, the keys that read it, and the dtype of its rows."""
 
     name: str
     rows: int
     dim: int
     keys: tuple[str, ...]
+    dtype: Literal["float32", "float16"] = "float32"
 
 
 def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> EmbeddingBagCollection:
@@ -39,6 +42,7 @@ def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> E
                 feature_names=list(table.keys),
                 pooling=PoolingType.SUM,
                 init_fn=_Normal(table.dim),
+                data_type=DataType.FP16 if table.dtype == "float16" else DataType.FP32,
             )
             for table in tables
         ],

@@ -107,7 +107,7 @@ def train(
 
     optimizers = Optimizers(optim, model, steps)
     objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device)
-    state = RunState(model, optimizers, objective, reader, runtime, seed=seed)
+    state = RunState(model, optimizers, objective, reader, runtime, seed=seed, batches_per_step=accumulate)
     restored = state.restore(store, trainer_config.patience) if resume else None
     if restored:
         _tell(restored, progress)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_mt.errors import within
+from torchrec_mt.training.checkpoints.files import Files
+from torchrec_mt.training.checkpoints.shelf import Shelf
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import EarlyStop
 from torchrec_mt.training.run_state import RunState
@@ -38,6 +40,11 @@ class CheckpointConfig:
 def checkpoints_path(config: CheckpointConfig, run_path: Path) -> str | Path:
     """Where a run's checkpoints are."""
     return config.folder or run_path / "checkpoints"
+
+
+def has_checkpoint(config: CheckpointConfig, run_path: Path) -> bool:
+    """Whether there is anything to go on from; asked on the main rank."""
+    return Shelf(Files(checkpoints_path(config, run_path)), 1).entries() != []
 
 
 class Keeper:

@@ -71,9 +71,11 @@ class RunState:
         runtime: Runtime,
         *,
         seed: int,
+        batches_per_step: int = 1,
     ) -> None:
         self._model, self._optimizers, self._objective = model, optimizers, objective
         self._reader, self._runtime, self._seed = reader, runtime, seed
+        self._batches_per_step = batches_per_step
 
     def tensors(self) -> dict[str, Value]:
         """By name; views of what training changes."""
@@ -90,7 +92,8 @@ class RunState:
         return {
             "step": step,
             "world_size": self._runtime.world_size,
-            "reader": self._reader.state_dict(),
+            # Not the batches handed out: on a GPU one is ahead of its step.
+            "reader": self._reader.state_dict() | {"step": step * self._batches_per_step},
             "stop": {
                 "best": stop.best if math.isfinite(stop.best) else None,
                 "best_step": stop.best_step,

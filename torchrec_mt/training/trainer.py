@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import average_over_ranks, from_main, sum_over_ranks
+from torchrec_mt.distributed.pipeline import InputPipeline
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import require, within
@@ -43,6 +44,8 @@ class TrainerConfig:
         log_every: steps between lines of metrics.jsonl.
         stuck_seconds: longest that a phase of a step may take on a rank; then the watchdog names the rank that holds up
             the others, and ends the job.
+        pipeline: whether the next batch is copied to the device, and its ids sent to their ranks, while the current one
+            trains, with the same results. `auto`: on a GPU, where a step has one batch.
     """
 
     epochs: float = 5.0
@@ -54,6 +57,7 @@ class TrainerConfig:
     validation_anchors: int = 1000
     log_every: int = 20
     stuck_seconds: float = 600.0
+    pipeline: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
@@ -144,6 +148,9 @@ class Trainer:
         self._progress, self._keep = progress, keep or _Nothing()
         self._asked = asked or (lambda: False)
         self._is_asked = False
+        # Batches that are looked up together have nothing to run ahead of; on a CPU nothing is gained.
+        ahead = config.pipeline == "auto" and config.accumulate == 1 and runtime.device.type == "cuda"
+        self.pipeline = InputPipeline(model, runtime.device) if ahead else None
         self.clock = StepClock(runtime.device)
         self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
         # Without DDP: for steps that average the gradients themselves.
@@ -153,11 +160,33 @@ class Trainer:
     def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
         """The next batches and their step, on the clock. Returns the losses and the number of pairs of this rank."""
         self.clock.start(step + 1, timed=timed)
+        if self.pipeline is not None:
+            return self._pipelined(self.pipeline, batches, step)
         taken = [next(batches) for _ in range(self._config.accumulate)]
         self.clock.mark("data")
         losses = self.train_step(taken[0], step) if len(taken) == 1 else self.train_joined(taken, step)
         self.clock.stop()
         return losses, sum(batch.num_pairs for batch in taken)
+
+    def _pipelined(self, pipeline: InputPipeline, batches: Iterator[Batch], step: int) -> tuple[Metrics, int]:
+        """A step that starts the next batch on its way while the device computes."""
+
+        def start_next() -> None:
+            batch = next(batches, None)
+            self.clock.mark("data")
+            if batch is not None:
+                pipeline.start(batch)
+            self.clock.mark("copy")
+
+        batch = pipeline.take()
+        if batch is None:  # the first step
+            pipeline.start(next(batches))
+            self.clock.mark("data")
+            batch = pipeline.take()
+            assert batch is not None
+        losses = self._step(batch, step, meanwhile=start_next)
+        self.clock.stop()
+        return losses, batch.num_pairs
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """One step. Returns the losses of the batch of all ranks by task.
@@ -165,11 +194,14 @@ class Trainer:
         Raises:
             UserError: a loss that is no finite number, before anything was updated.
         """
-        batch = pad_rows(batch.to(self._runtime.device, non_blocking=True))
+        return self._step(pad_rows(batch.to(self._runtime.device, non_blocking=True)), step)
+
+    def _step(self, batch: Batch, step: int, meanwhile: Callable[[], None] | None = None) -> Metrics:
+        """A step of a batch on the device. `meanwhile` is called when the device has the losses still to compute."""
         self._begin(step)
         vectors = self.model(batch)
         self.clock.mark("towers")
-        loss, values = self._loss(vectors, batch, step)
+        loss, values = self._loss(vectors, batch, step, meanwhile)
         # The only backward of the step: it also updates the tables.
         loss.backward()
         self.clock.mark("tables")
@@ -207,9 +239,14 @@ class Trainer:
         self.optimizers.zero_grad()
         self.clock.mark("copy")
 
-    def _loss(self, vectors: Vectors, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+    def _loss(
+        self, vectors: Vectors, batch: Batch, step: int, meanwhile: Callable[[], None] | None = None
+    ) -> tuple[Tensor, Metrics]:
         """What the backward begins at, and the losses by task of all ranks' batches."""
         losses = self._objective(vectors, batch, step)
+        if meanwhile is not None:
+            self.clock.mark("loss")
+            meanwhile()
         told = [*losses.values(), torch.tensor(float(self._asked()), device=self._runtime.device)]
         *sums, asked = sum_over_ranks(torch.stack(told)).tolist()
         self._is_asked = self._is_asked or asked > 0

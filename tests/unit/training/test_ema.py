@@ -11,8 +11,11 @@ from tests.tiny_trainer import OPTIM, tiny_batches, tiny_trainer
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import is_table
-from torchrec_mt.training.checkpoint import load_model
+from torchrec_mt.distributed.table_state import table_layout, table_state
+from torchrec_mt.training.checkpoints.store import CheckpointStore
+from torchrec_mt.training.early_stop import EarlyStop
 from torchrec_mt.training.ema import EmaConfig, MovingAverage
+from torchrec_mt.training.run_state import load_weights
 
 
 def test_numbers_by_hand_and_the_weights_come_back() -> None:
@@ -27,19 +30,14 @@ def test_numbers_by_hand_and_the_weights_come_back() -> None:
     assert weight.tolist() == [5.0, 5.0]
 
 
-def test_a_state_goes_on_where_it_was() -> None:
-    first, second = (nn.Parameter(torch.tensor([1.0])) for _ in range(2))
-    one, other = (MovingAverage(EmaConfig(), {"w": weight}) for weight in (first, second))
-    for weight in (first, second):
-        with torch.no_grad():
-            weight.fill_(3.0)
-    one.update()
-    other.load_state_dict(one.state_dict())
-    one.update()
-    other.update()
-    assert torch.equal(one.state_dict()["averages"]["w"], other.state_dict()["averages"]["w"])
-    with pytest.raises(ValueError, match=r"averages of other parameters: \['v', 'w'\]"):
-        MovingAverage(EmaConfig(), {"v": first}).load_state_dict(one.state_dict())
+def test_averages_start_over() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    average = MovingAverage(EmaConfig(), {"w": weight})
+    with torch.no_grad():
+        weight.fill_(3.0)
+    average.update()
+    average.start_over()
+    assert (average.updates, average.averages["w"].tolist()) == (0, [3.0])
 
 
 def test_validations_and_saved_models_take_the_averages(
@@ -51,11 +49,24 @@ def test_validations_and_saved_models_take_the_averages(
         seen.append({name: value.detach().clone() for name, value in trainer.model.named_parameters()})
         return {"find/recall@10": 0.5}
 
-    optim = replace(OPTIM, ema=EmaConfig(decay=0.5))
-    trainer = tiny_trainer(dataset, tmp_path, here, optim=optim, validate=look)
+    class Kept:
+        """Keeps a checkpoint as a run does."""
+
+        def is_due(self, step: int) -> bool:
+            return False
+
+        def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
+            averages = trainer.optimizers.average
+            assert averages is not None
+            tensors = {f"average.{name}": value for name, value in averages.averages.items()}
+            numbers = {"step": step, "layout": table_layout(trainer.model, None), "average_updates": averages.updates}
+            store.save(step, tensors | table_state(trainer.model, None), state=numbers, rank_state={}, marks=("last",))
+
+    optim, store = replace(OPTIM, ema=EmaConfig(decay=0.5)), CheckpointStore(tmp_path / "checkpoints", keep=1)
+    trainer = tiny_trainer(dataset, tmp_path, here, optim=optim, validate=look, keep=Kept())
     trainer.run(tiny_batches(dataset), 4)
     trained = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    load_model(trainer.model, tmp_path / "model" / "last")
+    load_weights(trainer.model, store, "last")
     saved = dict(trainer.model.named_parameters())
     for name, value in saved.items():
         assert torch.equal(value, seen[0][name]), f"{name}: judged one model, kept another"

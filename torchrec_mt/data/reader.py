@@ -151,7 +151,7 @@ class Reader:
                 f"the reader's saved position is one among other batches ({'; '.join(differing)}): "
                 "go on with the dataset and the config that it was saved with"
             )
-        if not isinstance(step, int) or step < 0:
+        if type(step) is not int or step < 0:
             raise UserError(f"the reader's saved position has step = {step!r}: must be a whole number from 0 on")
         self._step = step
 
@@ -236,12 +236,12 @@ def _check_tasks(negatives: NegativesConfig, tasks: Mapping[str, object]) -> Non
 
 
 def _check_sharers(batch_sizes: Mapping[str, int], lanes: Lanes) -> None:
-    for name, size in batch_sizes.items():
-        if size < lanes.sharers:
-            raise UserError(
-                f"task '{name}' has {size} pair(s) of a lane's batch, too few for the {lanes.sharers} ranks that share "
-                f"it: take at most {size * lanes.number} ranks"
-            )
+    name, size = min(batch_sizes.items(), key=lambda item: item[1])
+    if size < lanes.sharers:
+        raise UserError(
+            f"task '{name}' has {size} pair(s) of a lane's batch, too few for the {lanes.sharers} ranks that share it: "
+            f"take at most {size * lanes.number} ranks"
+        )
 
 
 def prefetched(source: Iterator[Batch], depth: int) -> Generator[Batch]:

@@ -1,4 +1,4 @@
-"""TorchX components and launch files: what TorchX accepts, what a component starts, what each scheduler would be asked."""
+"""TorchX components and launch files: what TorchX accepts, what a component starts, what each scheduler is asked."""
 
 import configparser
 import dataclasses

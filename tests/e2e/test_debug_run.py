@@ -1,7 +1,6 @@
 """prepare -> train -> evaluate on the debug shop: what it leaves, that it repeats bit by bit, and its golden losses."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -134,13 +133,3 @@ def test_two_processes_under_torchrun(root: Path, tmp_path: Path) -> None:
     assert answers(samples) == answers(alone)
     for task, found in samples["cosines"].items():
         assert found["means"] == pytest.approx(alone["cosines"][task]["means"], abs=1e-6)
-
-
-def test_two_processes_under_torchx(root: Path, tmp_path: Path) -> None:
-    run, tools = tmp_path / "run", Path(sys.executable).parent
-    command = [str(tools / "torchx"), "run", "-s", "local_cwd", "dist.ddp", "-j", "1x2", "--memMB", "8192"]
-    command += ["-m", "torchrec_mt.train", "--", *arguments(root, "trainer.steps=12"), "--output", str(run)]
-    environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # torchx calls `torchrun` by name
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((run / "training.json").read_text())["steps"] == 12

@@ -7,6 +7,9 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.retrieval.baselines.interactions import interactions, scaled
 from torchrec_mt.retrieval.baselines.ranker import Ranker, by_scores
 
+_BETWEEN_AT_ONCE = 1 << 23
+"""Entries between two products, 100 MB at most: a popular candidate leads to a large share of all anchors."""
+
 
 def two_hops(dataset: PreparedDataset, task: str) -> Ranker:
     """Where a random walk anchor -> candidate -> anchor -> candidate ends, steps by count; then popularity.
@@ -34,10 +37,15 @@ def item_knn(dataset: PreparedDataset, task: str) -> Ranker:
 
 
 def _by_products(dataset: PreparedDataset, task: str, first: csr_array, second: csr_array, third: csr_array) -> Ranker:
-    """Ranks by the anchor's row of first x second x third, where that is not 0."""
+    """Ranks by the anchor's row of first x second x third, where that is not 0.
+
+    What lies between two products may be of every anchor there is: so many rows at a time that it stays small.
+    """
+    step = max(1, _BETWEEN_AT_ONCE // max(1, second.shape[1]))
 
     def scores(anchor_B: np.ndarray) -> np.ndarray:
-        score_BN = ((first[anchor_B] @ second) @ third).toarray()
+        parts = [anchor_B[start : start + step] for start in range(0, len(anchor_B), step)]
+        score_BN = np.concatenate([((first[part] @ second) @ third).toarray() for part in parts])
         score_BN[score_BN == 0] = -np.inf
         return score_BN.astype(np.float32)  # sums that only rounding tells apart are equal again
 

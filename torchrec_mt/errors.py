@@ -22,6 +22,7 @@ _WHY = {
     errno.EACCES: ("permission denied", "give yourself the right, or name another path"),
     errno.EPERM: ("operation not permitted", "give yourself the right, or name another path"),
     errno.ENOTDIR: ("a part of this path is a file", "name another path"),
+    errno.EEXIST: ("a file lies where a folder is wanted", "move it away, or name another path"),
     errno.EROFS: ("the file system is read-only", "name another path"),
     errno.ENAMETOOLONG: ("this name is too long for the file system", "name another path"),
     errno.ELOOP: ("symbolic links go round in a circle here", "name another path"),

@@ -125,15 +125,3 @@ def test_files_are_safetensors(saved: tuple[Path, dict[int, list[list[str]]]]) -
                         begin = [int(offset) for offset in offsets.split(",")]
                         whole = wholes()[name][tuple(slice(b, b + n) for b, n in zip(begin, tensor.shape, strict=True))]
                     assert same_bits(tensor, whole), (size, layout, key)
-
-
-def test_pieces_that_are_none() -> None:
-    zeros = torch.zeros(2, 2)
-    with pytest.raises(ValueError, match="is no part of"):
-        Pieces((3, 2), [((2, 0), zeros)], torch.float32)
-    with pytest.raises(ValueError, match="pieces overlap"):
-        Pieces((9, 2), [((5, 0), zeros), ((0, 0), zeros), ((1, 0), zeros)], torch.float32)
-    with pytest.raises(ValueError, match=r"torch\.float32 piece"):
-        Pieces((2, 2), [((0, 0), zeros)], torch.float16)
-    with pytest.raises(ValueError, match=r"piece \[2, 2\] at \[0\]"):
-        Pieces((2,), [((0,), zeros)], torch.float32)

@@ -159,6 +159,9 @@ def test_what_cannot_be_saved(kept: Kept) -> None:
         kept.store.save(1, {"x": Pieces((4,), [((0,), torch.ones(3))], torch.float32)}, state={}, rank_state={})
     with pytest.raises(ValueError, match=r"'x' is of torch\.complex64, which checkpoints do not hold"):
         kept.store.save(1, {"x": torch.ones(1, dtype=torch.complex64)}, state={}, rank_state={})
+    halves = Pieces((2,), torch.float32, [((0,), torch.ones(1)), ((1,), torch.ones(1))])
+    with pytest.raises(ValueError, match=r"one name in a file: \['x\[0\]', 'x\[1\]', 'x\[1\]'\]"):
+        kept.store.save(1, {"x": halves, "x[1]": torch.ones(2)}, state={}, rank_state={})
     kept.save(1)
     assert kept.folders() == ["step-0000000001"]
 
@@ -219,3 +222,18 @@ def test_a_failure_in_the_background_is_told_later(kept: Kept, monkeypatch: pyte
     assert kept.folders() == ["step-0000000001"]
     kept.save(3)
     assert kept.newest() == 3
+
+
+def test_an_old_one_that_cannot_be_removed(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(*given: object) -> None:
+        raise OSError(1, "Operation not permitted", "step-0000000001")
+
+    kept.save(1)
+    kept.save(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "remove_file", stuck)
+        with pytest.raises(UserError, match=r"of step 3 is written, but an older one .* cannot be removed .*step-0*1"):
+            kept.save(3)
+    assert kept.newest() == 3
+    kept.save(4)
+    assert kept.store.steps() == [4, 3]

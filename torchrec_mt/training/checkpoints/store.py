@@ -198,16 +198,14 @@ class CheckpointStore:
             reader = Reader(self._files, folder, commit)
             reader.check(tensors, partial=partial)
             reader.fill(tensors)
-            state = reader.state
-            path = self._files.where(folder)
             loaded = Loaded(
                 step=commit.step,
-                path=path,
-                state=state["state"],
-                rank_states=tuple(state["ranks"]),
+                path=self._files.where(folder),
+                state=reader.state["state"],
+                rank_states=tuple(reader.state["ranks"]),
                 refused=refused,
             )
-        except UserError as error:
+        except (UserError, OSError) as error:
             outcome = ["damaged" if isinstance(error, DamagedCheckpointError) else "wrong", str(error)]
         _raise_first(_gather(outcome, self._group))
         assert loaded is not None

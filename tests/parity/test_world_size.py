@@ -113,7 +113,7 @@ def train_a_little(folder: Path, name: str) -> dict[str, Any]:
     mine = range(rank * share, (rank + 1) * share)
     losses, gradients = [], {}
     for step in range(STEPS):
-        losses.append(list(trainer.train_step(maker.batch(step, mine), step).values()))
+        losses.append(list(trainer.steps.train_step(maker.batch(step, mine), step).values()))
         gradients = gradients or {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     metrics = validate(model, Collator(dataset), dataset, schema, 30, here)
     state = {"model": model.state_dict(), "optimizers": optimizers.combined.state_dict()["state"]}

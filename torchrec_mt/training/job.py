@@ -29,7 +29,8 @@ from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig, check_metric
+from torchrec_mt.training.step import Metrics
+from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig, check_metric
 
 
 def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:

@@ -19,7 +19,8 @@ from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.schedule import CosineSchedule
-from torchrec_mt.training.trainer import Keep, Metrics, Progress, Trainer, TrainerConfig
+from torchrec_mt.training.step import Metrics
+from torchrec_mt.training.trainer import Keep, Progress, Trainer, TrainerConfig
 
 LOSSES = LossConfig(precision="float32")
 NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))

@@ -89,7 +89,7 @@ class Ours:
         self._number = 0
 
     def step(self) -> None:
-        self.trainer.step(self._batches, self._number)
+        self.trainer.steps.step(self._batches, self._number)
         self._number += 1
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ def measure(dataset: PreparedDataset, batch_size: int, here: Any) -> dict[str, d
     for step in systems.values():
         timed(step, WARMUP)
     for system in ours.values():
-        system.trainer.clock.read()
+        system.trainer.steps.clock.read()
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(ROUNDS):
         for name, step in systems.items():
@@ -127,7 +127,7 @@ def measure(dataset: PreparedDataset, batch_size: int, here: Any) -> dict[str, d
             timed(step, 2)
         result[name] = {"seconds": statistics.median(seconds[name]), "peak": peak.bytes, "phases": {}}
     for name, system in ours.items():
-        result[name]["phases"] = system.trainer.clock.read()
+        result[name]["phases"] = system.trainer.steps.clock.read()
         system.close()
     return result
 

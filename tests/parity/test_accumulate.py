@@ -79,7 +79,7 @@ def train(path: str, sharding: str) -> dict[str, Any]:
         kernel.register_forward_hook(count)
     losses, norms = [], []
     for step, batches in enumerate(parts_of(folder)):
-        losses.append(trainer.train_joined(batches, step))
+        losses.append(trainer.steps.train_joined(batches, step))
         assert trainer.optimizers.gradient_norm is not None
         norms.append(trainer.optimizers.gradient_norm.item())
     save_model(trainer.model, folder / f"{sharding}-{dist.get_world_size()}")

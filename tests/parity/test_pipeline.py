@@ -27,14 +27,14 @@ def train(path: str, ahead: bool) -> dict[str, Any]:
     trainer = tiny_trainer(dataset, Path("unused"), here, sharding=MIXED)
     started = []
     if ahead:
-        trainer.pipeline = InputPipeline(trainer.model, here.device)
-        input_dist = trainer.pipeline._tables.input_dist
-        trainer.pipeline._tables.input_dist = lambda *given: (started.append(1), input_dist(*given))[1]
+        trainer.steps.pipeline = InputPipeline(trainer.model, here.device)
+        input_dist = trainer.steps.pipeline._tables.input_dist
+        trainer.steps.pipeline._tables.input_dist = lambda *given: (started.append(1), input_dist(*given))[1]
     feed = {"rank": here.rank, "world_size": here.world_size}
     batches, other = tiny_batches(dataset, **feed), next(tiny_batches(dataset, **feed))
     losses = []
     for step in range(STEPS):
-        losses.append(list(trainer.step(batches, step)[0].values()))
+        losses.append(list(trainer.steps.step(batches, step)[0].values()))
         if step == STEPS // 2:
             with torch.no_grad():
                 trainer.model(other)
@@ -59,7 +59,7 @@ def test_running_ahead_changes_no_bit(tmp_path: Path, world_size: int) -> None:
 def test_a_cpu_takes_the_simple_loop(tmp_path: Path) -> None:
     dataset = write_tiny(tmp_path / "data")
     with runtime(RuntimeConfig(device="cpu", threads=1)) as here:
-        assert tiny_trainer(dataset, tmp_path, here).pipeline is None
+        assert tiny_trainer(dataset, tmp_path, here).steps.pipeline is None
 
 
 @pytest.mark.gpu
@@ -69,11 +69,11 @@ def test_a_gpu_runs_ahead_with_the_same_results(tmp_path: Path) -> None:
         losses = []
         for ahead in (True, False):
             trainer = tiny_trainer(dataset, tmp_path, here)
-            assert trainer.pipeline is not None
+            assert trainer.steps.pipeline is not None
             batches = tiny_batches(dataset)
             if ahead:
-                found = [trainer.step(batches, step)[0] for step in range(STEPS)]
+                found = [trainer.steps.step(batches, step)[0] for step in range(STEPS)]
             else:
-                found = [trainer.train_step(next(batches), step) for step in range(STEPS)]
+                found = [trainer.steps.train_step(next(batches), step) for step in range(STEPS)]
             losses.append([list(values.values()) for values in found])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)

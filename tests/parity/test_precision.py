@@ -48,7 +48,7 @@ def train(path: str, how: str) -> dict[str, object]:
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(lambda module, given, product: products.add(str(product.dtype)))
     batches = tiny_batches(dataset, rank=here.rank, world_size=here.world_size)
-    losses = [list(trainer.train_step(next(batches), step).values()) for step in range(STEPS)]
+    losses = [list(trainer.steps.train_step(next(batches), step).values()) for step in range(STEPS)]
     vectors = two_tower.anchors(torch.randn(3, MODEL.dim), "find")
     return {
         "losses": losses,

@@ -143,7 +143,7 @@ def train_a_little(folder: Path, name: str) -> dict[str, Any]:
     )
     losses, gradients = [], {}
     for step, batch in enumerate(islice(batches(dataset, signal, case.lanes), STEPS)):
-        losses.append(list(trainer.train_step(batch, step).values()))
+        losses.append(list(trainer.steps.train_step(batch, step).values()))
         gradients = gradients or {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     metrics = validate(model, Collator(dataset), dataset, schema, 30, here)
     state = {"model": model.state_dict(), "optimizers": optimizers.combined.state_dict()["state"]}

@@ -136,7 +136,7 @@ def train(
             progress=progress,
         )
         with Watchdog(
-            lambda: trainer.clock.position,
+            lambda: trainer.steps.clock.position,
             seconds=trainer_config.stuck_seconds,
             rank=runtime.rank,
             world_size=runtime.world_size,

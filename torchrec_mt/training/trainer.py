@@ -1,31 +1,23 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.distributed.collectives import average_over_ranks, from_main, sum_over_ranks
-from torchrec_mt.distributed.pipeline import InputPipeline
+from torchrec_mt.distributed.collectives import from_main
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import require, within
-from torchrec_mt.models.embeddings import Embeddings
-from torchrec_mt.models.scales import TaskScales
-from torchrec_mt.models.two_tower import TwoTower, Vectors
-from torchrec_mt.training.accumulate import JoinedLookup
-from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
-from torchrec_mt.training.clock import StepClock
+from torchrec_mt.training.alarms import COLLAPSED, spread
 from torchrec_mt.training.early_stop import EarlyStop, chosen_metric
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
+from torchrec_mt.training.step import Metrics, Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +58,6 @@ class TrainerConfig:
         within(self, 1, 1_000_000, "validations", "accumulate")
         within(self, 1, 1_000_000_000, "log_every")
         within(self, 0.1, 1_000_000, "stuck_seconds")
-
-
-Metrics = dict[str, float]
 
 
 class Progress(Protocol):
@@ -143,127 +132,19 @@ class Trainer:
         progress: Progress | None = None,
     ) -> None:
         self._config, self.model, self.optimizers = config, model, optimizers
-        self._objective, self._weights, self._runtime = objective, weights, runtime
-        self._validate, self._log, self._offending_path = validate, log, offending_path
+        self._runtime, self._validate, self._log = runtime, validate, log
         self._progress, self._keep = progress, keep or _Nothing()
-        self._asked = asked or (lambda: False)
-        self._is_asked = False
-        # Batches that are looked up together have nothing to run ahead of; on a CPU nothing is gained.
-        ahead = config.pipeline == "auto" and config.accumulate == 1 and runtime.device.type == "cuda"
-        self.pipeline = InputPipeline(model, runtime.device) if ahead else None
-        self.clock = StepClock(runtime.device)
-        self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
-        # Without DDP: for steps that average the gradients themselves.
-        self._plain = next(module for module in model.modules() if isinstance(module, TwoTower))
-        self._scales = next(module for module in model.modules() if isinstance(module, TaskScales))
-
-    def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
-        """The next batches and their step, on the clock. Returns the losses and the number of pairs of this rank."""
-        self.clock.start(step + 1, timed=timed)
-        if self.pipeline is not None:
-            return self._pipelined(self.pipeline, batches, step)
-        taken = [next(batches) for _ in range(self._config.accumulate)]
-        self.clock.mark("data")
-        losses = self.train_step(taken[0], step) if len(taken) == 1 else self.train_joined(taken, step)
-        self.clock.stop()
-        return losses, sum(batch.num_pairs for batch in taken)
-
-    def _pipelined(self, pipeline: InputPipeline, batches: Iterator[Batch], step: int) -> tuple[Metrics, int]:
-        """A step that starts the next batch on its way while the device computes."""
-
-        def start_next() -> None:
-            batch = next(batches, None)
-            self.clock.mark("data")
-            if batch is not None:
-                pipeline.start(batch)
-            self.clock.mark("copy")
-
-        batch = pipeline.take()
-        if batch is None:  # the first step
-            pipeline.start(next(batches))
-            self.clock.mark("data")
-            batch = pipeline.take()
-            assert batch is not None
-        losses = self._step(batch, step, meanwhile=start_next)
-        self.clock.stop()
-        return losses, batch.num_pairs
-
-    def train_step(self, batch: Batch, step: int) -> Metrics:
-        """One step. Returns the losses of the batch of all ranks by task.
-
-        Raises:
-            UserError: a loss that is no finite number, before anything was updated.
-        """
-        return self._step(pad_rows(batch.to(self._runtime.device, non_blocking=True)), step)
-
-    def _step(self, batch: Batch, step: int, meanwhile: Callable[[], None] | None = None) -> Metrics:
-        """A step of a batch on the device. `meanwhile` is called when the device has the losses still to compute."""
-        self._begin(step)
-        vectors = self.model(batch)
-        self.clock.mark("towers")
-        loss, values = self._loss(vectors, batch, step, meanwhile)
-        # The only backward of the step: it also updates the tables.
-        loss.backward()
-        self.clock.mark("tables")
-        self._finish(vectors, batch)
-        return values
-
-    def train_joined(self, batches: Sequence[Batch], step: int) -> Metrics:
-        """One step over several batches: of the mean of their losses, which is returned. Negatives are shared within
-        each batch alone.
-
-        Raises:
-            UserError: a loss that is no finite number, before anything was updated.
-        """
-        batches = [batch.to(self._runtime.device, non_blocking=True) for batch in batches]
-        self._begin(step)
-        lookup = JoinedLookup(self._plain.embeddings, batches)
-        self.clock.mark("lookup")
-        found = []
-        for position, batch in enumerate(batches):
-            vectors = self._plain(batch, sparse=lookup.of(position))
-            self.clock.mark("towers")
-            loss, values = self._loss(vectors, batch, step)
-            (loss / len(batches)).backward()
-            self.clock.mark("backward")
-            found.append(values)
-        average_over_ranks(self.optimizers.dense_gradients())
-        self.clock.mark("backward")
-        lookup.backward()
-        self.clock.mark("tables")
-        self._finish(vectors, batch)
-        return {name: sum(values[name] for values in found) / len(found) for name in found[0]}
-
-    def _begin(self, step: int) -> None:
-        self.optimizers.set_rate(step)
-        self.optimizers.zero_grad()
-        self.clock.mark("copy")
-
-    def _loss(
-        self, vectors: Vectors, batch: Batch, step: int, meanwhile: Callable[[], None] | None = None
-    ) -> tuple[Tensor, Metrics]:
-        """What the backward begins at, and the losses by task of all ranks' batches."""
-        losses = self._objective(vectors, batch, step)
-        if meanwhile is not None:
-            self.clock.mark("loss")
-            meanwhile()
-        told = [*losses.values(), torch.tensor(float(self._asked()), device=self._runtime.device)]
-        *sums, asked = sum_over_ranks(torch.stack(told)).tolist()
-        self._is_asked = self._is_asked or asked > 0
-        values = {name: value / self._runtime.world_size for name, value in zip(losses, sums, strict=True)}
-        check_losses(values, batch, step + 1, self._offending_path, self._runtime.rank)
-        self.clock.mark("loss")
-        return sum(self._weights[name] * loss for name, loss in losses.items()), values  # type: ignore[return-value]
-
-    def _finish(self, vectors: Vectors, batch: Batch) -> None:
-        self.optimizers.step()
-        self._scales.clip()
-        self.optimizers.take_average()
-        self.clock.mark("optimizer")
-        self._candidates = {
-            name: (candidate_BD.detach(), batch.pairs[name].candidate_id_B)
-            for name, candidate_BD in vectors.candidate.items()
-        }
+        self.steps = Steps(
+            model,
+            optimizers,
+            objective=objective,
+            weights=weights,
+            runtime=runtime,
+            offending_path=offending_path,
+            accumulate=config.accumulate,
+            pipeline=config.pipeline == "auto",
+            asked=asked or (lambda: False),
+        )
 
     def run(self, batches: Iterator[Batch], steps: int, *, after: int = 0, stop: EarlyStop | None = None) -> Taken:
         """Trains from the step after `after` up to step `steps`, or until early stop, or until asked to end.
@@ -277,22 +158,22 @@ class Trainer:
         with closing(batches):  # type: ignore[type-var]
             for step in range(after + 1, steps + 1):
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
-                losses, pairs = self.step(batches, step - 1, timed=logs)
+                losses, pairs = self.steps.step(batches, step - 1, timed=logs)
                 if logs:
                     self._log_step(step, steps, losses, pairs)
                 value = self._validation(step, stop) if step in validate_at else None
-                interrupted = self._is_asked and step < steps
+                interrupted = self.steps.is_asked and step < steps
                 ends = step == steps or stop.should_stop
                 if value is not None or ends or interrupted or self._keep.is_due(step):
-                    self.clock.enter("checkpoint")
+                    self.steps.clock.enter("checkpoint")
                     self._keep.save(step, stop, value=value, last=ends)
                 if ends or interrupted:
                     return Taken(step, stop, interrupted and not ends)
         return Taken(step, stop)
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
-        phases = self.clock.read()
-        spreads = {name: spread(*candidates) for name, candidates in self._candidates.items()}
+        phases = self.steps.clock.read()
+        spreads = {name: spread(*candidates) for name, candidates in self.steps.candidates.items()}
         spreads = {name: value for name, value in spreads.items() if math.isfinite(value)}  # too few say nothing
         if not self._runtime.is_main:
             return
@@ -312,7 +193,7 @@ class Trainer:
                     self._progress.warning(step, f"the vectors of task '{name}' collapse: spread {value:.3f} of 1")
 
     def _validation(self, step: int, stop: EarlyStop) -> float:
-        self.clock.enter("validation")
+        self.steps.clock.enter("validation")
         with self.optimizers.averaged():
             metrics: dict[str, Any] = from_main(self._validate())
         value = chosen_metric(self._config.metric, metrics)

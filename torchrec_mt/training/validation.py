@@ -9,8 +9,7 @@ from torchrec_mt.retrieval.evaluator import EvaluateConfig, score
 from torchrec_mt.retrieval.measures import asked_depth
 from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.schema import Schema
-
-Metrics = dict[str, float]
+from torchrec_mt.training.step import Metrics
 
 
 def validated_tasks(dataset: PreparedDataset, schema: Schema) -> list[str]:

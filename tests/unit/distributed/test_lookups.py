@@ -56,7 +56,7 @@ def quiet() -> None:
 def told_in_a_step(dataset: PreparedDataset, here: Runtime, path: Path, kind: str) -> list[list[int] | None]:
     trainer = tiny_trainer(dataset, path, here, sharding=SHARDINGS[kind])
     with Wanted() as wanted:
-        trainer.train_step(next(tiny_batches(dataset)), 0)
+        trainer.steps.train_step(next(tiny_batches(dataset)), 0)
     return wanted.told
 
 

@@ -47,11 +47,11 @@ def test_a_loss_that_is_no_number_stops_the_run_untouched(
 ) -> None:
     trainer, batches = tiny_trainer(dataset, tmp_path, here), tiny_batches(dataset)
     for step in range(3):
-        trainer.train_step(next(batches), step)
+        trainer.steps.train_step(next(batches), step)
     before, bad = state_of(trainer), poisoned(next(batches), "alike", value)
     assert len(before) > 20
     with pytest.raises(UserError, match=r"the loss at step 4 is no finite number \(alike: nan\)") as stopped:
-        trainer.train_step(bad, 3)
+        trainer.steps.train_step(bad, 3)
     assert stopped.value.exit_code == 1
     after = state_of(trainer)
     assert all(torch.equal(before[name], value) for name, value in after.items()), "bit for bit"
@@ -72,13 +72,13 @@ def test_a_loss_that_is_no_number_stops_the_run_untouched(
 
     # A program that ends so says it in one message.
     def program() -> int:
-        trainer.train_step(bad, 3)
+        trainer.steps.train_step(bad, 3)
         return 0
 
     assert exit_code_of(program) == 1
     assert "look for extreme numbers in the data" in capsys.readouterr().err
     # The next good batch trains on.
-    assert all(map(math.isfinite, trainer.train_step(next(batches), 4).values()))
+    assert all(map(math.isfinite, trainer.steps.train_step(next(batches), 4).values()))
 
 
 def test_the_loop_stops_too(dataset: PreparedDataset, here: Runtime, tmp_path: Path) -> None:

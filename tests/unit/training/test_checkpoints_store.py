@@ -159,7 +159,7 @@ def test_what_cannot_be_saved(kept: Kept) -> None:
         kept.store.save(1, {"x": Pieces((4,), [((0,), torch.ones(3))], torch.float32)}, state={}, rank_state={})
     with pytest.raises(ValueError, match=r"'x' is of torch\.complex64, which checkpoints do not hold"):
         kept.store.save(1, {"x": torch.ones(1, dtype=torch.complex64)}, state={}, rank_state={})
-    halves = Pieces((2,), torch.float32, [((0,), torch.ones(1)), ((1,), torch.ones(1))])
+    halves = Pieces((2,), [((0,), torch.ones(1)), ((1,), torch.ones(1))], torch.float32)
     with pytest.raises(ValueError, match=r"one name in a file: \['x\[0\]', 'x\[1\]', 'x\[1\]'\]"):
         kept.store.save(1, {"x": halves, "x[1]": torch.ones(2)}, state={}, rank_state={})
     kept.save(1)

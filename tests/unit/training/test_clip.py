@@ -21,7 +21,7 @@ def test_gradients_are_scaled_to_the_length(dataset: PreparedDataset, here: Runt
     for clip_norm in (0.0, 0.01, 1e6):
         optim = OptimConfig(clip_norm=clip_norm)
         trainer = tiny_trainer(dataset, tmp_path, here, optim=optim, sharding=REPLICATED)
-        trainer.train_step(batch, 0)
+        trainer.steps.train_step(batch, 0)
         parts = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
         assert {name.split(".")[-2] for name in parts if is_table(name)} == {"table_kind"}
         gradients[clip_norm] = torch.cat([gradient.flatten() for gradient in parts.values()])

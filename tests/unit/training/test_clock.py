@@ -14,7 +14,7 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.training import clock as clock_module
 from torchrec_mt.training.clock import PHASES, StepClock
-from torchrec_mt.training.trainer import Metrics
+from torchrec_mt.training.step import Metrics
 
 
 class Hands:
@@ -48,13 +48,13 @@ def test_marks_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_phases_of_a_step_sum_to_its_time(dataset: PreparedDataset, here: Runtime, tmp_path: Path) -> None:
     trainer, batches = tiny_trainer(dataset, tmp_path, here), tiny_batches(dataset)
     for step in range(3):
-        trainer.step(batches, step)
-    trainer.clock.read()
+        trainer.steps.step(batches, step)
+    trainer.steps.clock.read()
     start = time.perf_counter()
     for step in range(10):
-        trainer.step(batches, step)
+        trainer.steps.step(batches, step)
     wall = 1000 * (time.perf_counter() - start) / 10
-    phases = trainer.clock.read()
+    phases = trainer.steps.clock.read()
     assert list(phases) == list(PHASES)
     assert all(value >= 0 for value in phases.values())
     assert all(phases[name] > 0 for name in PHASES)
@@ -70,8 +70,8 @@ def test_a_slow_reader_is_seen_as_waiting_for_data(dataset: PreparedDataset, her
     trainer = tiny_trainer(dataset, tmp_path, here)
     batches = slow()
     for step in range(3):
-        trainer.step(batches, step)
-    assert trainer.clock.read()["data"] >= 20
+        trainer.steps.step(batches, step)
+    assert trainer.steps.clock.read()["data"] >= 20
 
 
 def test_every_logged_step_says_where_its_time_went(dataset: PreparedDataset, here: Runtime, tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ class MetricsLog:
 
 def _lines_until(file: Path, step: int) -> str:
     """The lines of `metrics.jsonl` up to a step, each as it stands there."""
-    *lines, last = file.read_bytes().split(b"\n")  # `last` is empty, or half a line
+    lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last line end is nothing, or half a line
     kept = []
     for number, line in enumerate(lines, 1):
         try:

@@ -1,6 +1,6 @@
 """Collectives the project needs, each the identity on one rank. Equal shapes on all ranks unless said otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -53,6 +53,13 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
+
+
+def gather_numbers(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """The numbers of every rank, in rank order; as many on each."""
+    if dist.get_world_size() == 1:
+        return [list(values)]
+    return gather(torch.tensor([values], dtype=torch.float64, device=device)).tolist()  # type: ignore[no-any-return]
 
 
 def from_main(value: T | None) -> T:

@@ -11,7 +11,7 @@ import torch
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.distributed.collectives import from_main, sum_over_ranks
+from torchrec_mt.distributed.collectives import from_main, gather_numbers, sum_over_ranks
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError, require, within
@@ -20,7 +20,7 @@ from torchrec_mt.models.scales import TaskScales
 from torchrec_mt.retrieval.metrics import METRICS
 from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
 from torchrec_mt.training.checkpoint import save_model
-from torchrec_mt.training.clock import StepClock
+from torchrec_mt.training.clock import StepClock, over_ranks
 from torchrec_mt.training.early_stop import EarlyStop
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
@@ -175,6 +175,7 @@ class Trainer:
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
         phases = self.clock.read()
+        ranks = gather_numbers(list(phases.values()), self._runtime.device)
         spreads = {name: spread(*candidates) for name, candidates in self._candidates.items()}
         spreads = {name: value for name, value in spreads.items() if math.isfinite(value)}  # too few say nothing
         if not self._runtime.is_main:
@@ -182,6 +183,7 @@ class Trainer:
         rate = pairs * self._runtime.world_size / (sum(phases.values()) / 1000)
         metrics = {f"loss/{name}": value for name, value in losses.items()} | {"pairs_per_second": rate}
         metrics |= {f"ms/{phase}": value for phase, value in phases.items()}
+        metrics |= over_ranks(dict(zip(phases, zip(*ranks, strict=True), strict=True)))
         metrics |= {f"spread/{name}": value for name, value in spreads.items()}
         self._log(step, "train", metrics)
         if self._progress:

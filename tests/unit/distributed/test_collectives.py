@@ -5,7 +5,14 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_on_ranks
-from torchrec_mt.distributed.collectives import from_main, gather, max_over_ranks, on_main, sum_over_ranks
+from torchrec_mt.distributed.collectives import (
+    from_main,
+    gather,
+    gather_numbers,
+    max_over_ranks,
+    on_main,
+    sum_over_ranks,
+)
 from torchrec_mt.errors import UserError
 
 
@@ -30,6 +37,7 @@ def on_two_ranks() -> dict[str, object]:
         "gradient": local.grad.tolist(),
         "sum": sum_over_ranks(torch.tensor(3.0 + rank)).item(),
         "max": max_over_ranks(5 - rank, torch.device("cpu")),
+        "numbers": gather_numbers([0.1 + rank, 2.0], torch.device("cpu")),
         "main": from_main(f"rank {rank}"),
         "failure": failure,
     }
@@ -42,6 +50,7 @@ def test_two_ranks() -> None:
     assert second["gradient"] == [[20.0]]
     assert (first["sum"], first["max"], first["main"]) == (7.0, 5, "rank 0")
     assert (second["sum"], second["max"], second["main"]) == (7.0, 5, "rank 0")
+    assert first["numbers"] == second["numbers"] == [[0.1, 2.0], [1.1, 2.0]], "no bit lost"
     assert first["failure"] == "no room"
     assert second["failure"] == "rank 0 failed: no room"
 

@@ -1,13 +1,14 @@
 """A training job: reader, model, optimizers and validation wired into a run folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
+from torchrec_mt import __version__
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
@@ -22,13 +23,15 @@ from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, score
 from torchrec_mt.retrieval.measures import asked_depth
 from torchrec_mt.retrieval.rank import model_rankers
-from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
+from torchrec_mt.runs import DATASET, RunFolder, environment, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoint import load_model
+from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.tracking import Record, check_tracking, tracked
 from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig, check_metric
 
 
@@ -92,6 +95,7 @@ def train(
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
     _check_mined(negatives, run)
+    on_main(lambda: check_tracking(trainer_config.tracking))
     weights = static_weights(balancing, list(schema.trained_tasks))
     reader = Reader(
         reader_config,
@@ -117,7 +121,11 @@ def train(
         table_rate=optim.table_rate,
     )
 
-    with _writing(run, config_json, dataset, plan, runtime) as log:
+    tags = {"dataset_digest": dataset.manifest.digest, "run": str(run.place.resolve()), **_versions()}
+    with (
+        _writing(run, config_json, dataset, plan, runtime) as log,
+        tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
+    ):
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
@@ -127,7 +135,7 @@ def train(
             weights=weights,
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
-            log=log.write if log else lambda step, kind, values: None,
+            log=_both(log, track),
             run_path=run.path,
             offending_path=run.offending_path,
             publish=lambda: _publish(run, log),
@@ -137,6 +145,23 @@ def train(
         outcome = {"run": str(run.place), "steps": taken, "best_step": stop.best_step, "best": stop.best}
         on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
     return outcome
+
+
+def _versions() -> dict[str, str]:
+    """Of this project and what it stands on, as tags of a tracker."""
+    versions = {"torchrec-mt": __version__, **environment()["versions"]}
+    return {f"version.{name}": version for name, version in versions.items()}
+
+
+def _both(log: MetricsLog | None, track: Record) -> Record:
+    """Writes lines to the log of the run and to its tracker; the main rank's."""
+
+    def write(step: int, kind: str, values: Mapping[str, float]) -> None:
+        if log is not None:
+            log.write(step, kind, values)
+            track(step, kind, values)
+
+    return write
 
 
 def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from torchrec_mt.training.clock import StepClock, over_ranks
 from torchrec_mt.training.early_stop import EarlyStop
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
+from torchrec_mt.training.tracking import NoTracking, Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class TrainerConfig:
         metric: validation metric to stop on and keep the best model by: "METRIC" (mean over the tasks) or
             "TASK/METRIC".
         validation_anchors: anchors per task in a validation, a fixed sample.
-        log_every: steps between lines of metrics.jsonl.
+        log_every: steps between lines of metrics.jsonl. tracking: where they go as well.
     """
 
     epochs: float = 5.0
@@ -47,6 +48,7 @@ class TrainerConfig:
     metric: str = "recall@100"
     validation_anchors: int = 1000
     log_every: int = 20
+    tracking: Tracking = field(default_factory=NoTracking)
 
     def __post_init__(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")

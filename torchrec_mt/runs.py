@@ -5,6 +5,7 @@ environment.json     versions, device, cores  metrics.jsonl   one line per logge
 tensorboard/         the same as events       checkpoints/    to go on from, and to judge
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
+tracking.json        the run's id in a tracker
 offending_batch/     the batch of each rank at which the loss was no number
 
 A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
@@ -28,8 +29,9 @@ from torchrec_mt.errors import UserError
 
 MARK = "config.json"
 DATASET = "dataset.json"
+TRACKING = "tracking.json"
 _ENVIRONMENT = "environment.json"
-_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json")
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", TRACKING)
 _FOLDERS = ("tensorboard", "checkpoints", "evaluation", "mined", "offending_batch")
 _RECORDED = (
     "torch",
@@ -93,7 +95,7 @@ def restarted(path: str | Path) -> bool:
     """Whether the run in a folder was begun by an earlier try of this very job."""
     if job() == "" or not _is_run(Path(path)):
         return False
-    return _read_object(Path(path) / _ENVIRONMENT).get("job") == job()
+    return read_object(Path(path) / _ENVIRONMENT).get("job") == job()
 
 
 class RunFolder:
@@ -192,7 +194,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        return _read_object(self.path / MARK)
+        return read_object(self.path / MARK)
 
     def check_dataset(self, digest: str, path: str) -> None:
         """Refuses a dataset whose rows are not those the run was trained on.
@@ -201,7 +203,7 @@ class RunFolder:
             UserError: another digest than at training, or a run that did not get as far as recording it.
         """
         file = self.path / DATASET
-        trained_on = _read_object(file).get("digest") if file.is_file() else None
+        trained_on = read_object(file).get("digest") if file.is_file() else None
         if trained_on != digest:
             raise UserError(
                 f"run '{self.path}' was trained on another state of the dataset than '{path}' holds now: "
@@ -220,7 +222,12 @@ class RunFolder:
         return self.path / "evaluation" / "metrics.json"
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object of a run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -233,7 +240,7 @@ def _read_object(file: Path) -> dict[str, Any]:
 def _is_run(path: Path) -> bool:
     """Whether a folder says unmistakably that `train` wrote it."""
     try:
-        config, machine = _read_object(path / MARK), _read_object(path / _ENVIRONMENT)
+        config, machine = read_object(path / MARK), read_object(path / _ENVIRONMENT)
     except (UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
     sections = all(isinstance(config.get(key), dict) for key in ("dataset", "trainer", "optim"))
@@ -262,57 +269,3 @@ def _remove_unless_in_use(folder: Path) -> None:
     finally:
         os.close(handle)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events of a run; numbers are logged once, to both.
-
-    Args:
-        after: the step that a resumed run goes on from; see `open`.
-    """
-
-    def __init__(self, run: RunFolder, *, after: int | None = None) -> None:
-        self.open(run.path, after=after)
-
-    def open(self, path: Path, *, after: int | None = None) -> None:
-        """Logs into the run folder at `path`, after what is there; `close` first to change over.
-
-        Args:
-            after: drops what was logged of later steps, and a last line that a killed program left half written.
-
-        Raises:
-            UserError: `after` is given, and a line before the last is damaged.
-        """
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, only needed by training
-
-        file = path / "metrics.jsonl"
-        if after is not None and file.exists():
-            write_atomic(file, _lines_until(file, after))
-        self._file = file.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=None if after is None else after + 1)
-
-    def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One line: step, kind ("train" or "valid"), and the values."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-
-
-def _lines_until(file: Path, step: int) -> str:
-    """The lines of `metrics.jsonl` up to a step, each as it stands there."""
-    *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or half a line
-    kept = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if int(json.loads(line)["step"]) <= step:
-                kept.append(line.decode() + "\n")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"'{file}' line {number} is damaged ({type(error).__name__}): remove that line, then resume"
-            ) from None
-    return "".join(kept)

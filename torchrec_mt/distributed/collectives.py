@@ -77,6 +77,13 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     return int(tensor)
 
 
+def gather_numbers(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """The numbers of every rank, in rank order; as many on each."""
+    if dist.get_world_size() == 1:
+        return [list(values)]
+    return gather(torch.tensor([values], dtype=torch.float64, device=device)).tolist()  # type: ignore[no-any-return]
+
+
 def from_main(value: T | None) -> T:
     """Rank 0's object, on every rank."""
     if dist.get_world_size() == 1:

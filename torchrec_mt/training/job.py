@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from torchrec.distributed.types import ShardingPlan
 
+from torchrec_mt import __version__
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
@@ -19,17 +20,19 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
+from torchrec_mt.runs import DATASET, RunFolder, environment, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import check_metric
 from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path
+from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.preemption import preemption
 from torchrec_mt.training.run_state import Restored, RunState
+from torchrec_mt.training.tracking import Record, check_tracking, tracked
 from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
 from torchrec_mt.training.validation import validate, validated_tasks
 from torchrec_mt.training.watchdog import Watchdog
@@ -76,6 +79,7 @@ def train(
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
     _check_mined(negatives, run)
+    on_main(lambda: check_tracking(trainer_config.tracking))
     weights = static_weights(balancing, list(schema.trained_tasks))
     store = CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
     reader = Reader(
@@ -113,7 +117,12 @@ def train(
         _tell(restored, progress)
 
     after = restored.step if restored else 0
-    with _writing(run, config_json, dataset, plan, runtime, after=after) as log, preemption() as noted:
+    tags = {"dataset_digest": dataset.manifest.digest, "run": str(run.place.resolve()), **_versions()}
+    with (
+        _writing(run, config_json, dataset, plan, runtime, after=after) as log,
+        tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
+        preemption() as noted,
+    ):
 
         def moved() -> CheckpointStore:
             _publish(run, log)
@@ -129,7 +138,7 @@ def train(
             weights=weights,
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
-            log=log.write if log else lambda step, kind, values: None,
+            log=_both(log, track),
             offending_path=run.offending_path,
             keep=keeper,
             asked=lambda: noted.asked,
@@ -172,6 +181,23 @@ def _tell(restored: Restored, progress: Progress) -> None:
     if not restored.report.is_plain:
         progress.warning(restored.step, restored.report.text())
     progress.resumed(restored.step, restored.path)
+
+
+def _versions() -> dict[str, str]:
+    """Of this project and what it stands on, as tags of a tracker."""
+    versions = {"torchrec-mt": __version__, **environment()["versions"]}
+    return {f"version.{name}": version for name, version in versions.items()}
+
+
+def _both(log: MetricsLog | None, track: Record) -> Record:
+    """Writes lines to the log of the run and to its tracker; the main rank's."""
+
+    def write(step: int, kind: str, values: Mapping[str, float]) -> None:
+        if log is not None:
+            log.write(step, kind, values)
+            track(step, kind, values)
+
+    return write
 
 
 def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:

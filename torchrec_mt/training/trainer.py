@@ -3,21 +3,23 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.distributed.collectives import from_main
+from torchrec_mt.distributed.collectives import from_main, gather_numbers
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import require, within
 from torchrec_mt.training.alarms import COLLAPSED, spread
+from torchrec_mt.training.clock import over_ranks
 from torchrec_mt.training.early_stop import EarlyStop, chosen_metric
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
 from torchrec_mt.training.step import Metrics, Steps
+from torchrec_mt.training.tracking import NoTracking, Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class TrainerConfig:
         metric: validation metric to stop on and keep the best model by: "METRIC" (mean over the tasks) or
             "TASK/METRIC".
         validation_anchors: anchors per task in a validation, a fixed sample.
-        log_every: steps between lines of metrics.jsonl.
+        log_every: steps between lines of metrics.jsonl. tracking: where they go as well.
         stuck_seconds: longest that a phase of a step may take on a rank; then the watchdog names the rank that holds up
             the others, and ends the job.
         pipeline: whether the next batch is copied to the device, and its ids sent to their ranks, while the current one
@@ -50,6 +52,7 @@ class TrainerConfig:
     log_every: int = 20
     stuck_seconds: float = 600.0
     pipeline: Literal["auto", "off"] = "auto"
+    tracking: Tracking = field(default_factory=NoTracking)
 
     def __post_init__(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
@@ -173,6 +176,7 @@ class Trainer:
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
         phases = self.steps.clock.read()
+        ranks = gather_numbers(list(phases.values()), self._runtime.device)
         spreads = {name: spread(*candidates) for name, candidates in self.steps.candidates.items()}
         spreads = {name: value for name, value in spreads.items() if math.isfinite(value)}  # too few say nothing
         if not self._runtime.is_main:
@@ -182,6 +186,7 @@ class Trainer:
         if self.optimizers.gradient_norm is not None:
             metrics["gradient_norm"] = float(self.optimizers.gradient_norm)
         metrics |= {f"ms/{phase}": value for phase, value in phases.items()}
+        metrics |= over_ranks(dict(zip(phases, zip(*ranks, strict=True), strict=True)))
         metrics |= {f"spread/{name}": value for name, value in spreads.items()}
         self._log(step, "train", metrics)
         if self._progress:

@@ -5,7 +5,14 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_on_ranks
-from torchrec_mt.distributed.collectives import from_main, gather, max_over_ranks, on_main, sum_over_ranks
+from torchrec_mt.distributed.collectives import (
+    from_main,
+    gather,
+    gather_numbers,
+    max_over_ranks,
+    on_main,
+    sum_over_ranks,
+)
 from torchrec_mt.errors import UserError
 
 
@@ -38,6 +45,7 @@ def on_two_ranks() -> dict[str, object]:
         "uneven numbers": gather(torch.arange(rank), (0, 1)).tolist(),
         "sum": sum_over_ranks(torch.tensor(3.0 + rank)).item(),
         "max": max_over_ranks(5 - rank, torch.device("cpu")),
+        "numbers": gather_numbers([0.1 + rank, 2.0], torch.device("cpu")),
         "main": from_main(f"rank {rank}"),
         "failure": failure,
     }
@@ -54,6 +62,7 @@ def test_two_ranks() -> None:
     assert first["uneven numbers"] == second["uneven numbers"] == [0]
     assert (first["sum"], first["max"], first["main"]) == (7.0, 5, "rank 0")
     assert (second["sum"], second["max"], second["main"]) == (7.0, 5, "rank 0")
+    assert first["numbers"] == second["numbers"] == [[0.1, 2.0], [1.1, 2.0]], "no bit lost"
     assert first["failure"] == "no room"
     assert second["failure"] == "rank 0 failed: no room"
 

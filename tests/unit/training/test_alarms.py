@@ -16,8 +16,9 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError, exit_code_of
 from torchrec_mt.reporting.terminal import TrainingProgress
-from torchrec_mt.runs import MetricsLog, RunFolder
+from torchrec_mt.runs import RunFolder
 from torchrec_mt.training.alarms import check_losses, spread
+from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.trainer import Trainer
 
 

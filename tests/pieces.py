@@ -64,4 +64,4 @@ def laid_out(whole: Tensor, layout: str, rank: int, world_size: int) -> Tensor |
     pieces = []
     for begin, end in boxes(tuple(whole.shape), layout, rank, world_size):
         pieces.append((begin, whole[tuple(slice(b, e) for b, e in zip(begin, end, strict=True))]))
-    return Pieces(whole.shape, pieces, whole.dtype)
+    return Pieces(whole.shape, whole.dtype, pieces)

@@ -38,7 +38,7 @@ def measure(folder: Path) -> dict[str, float]:
     """Seconds, the median of the rounds; of the first save in the background apart, which takes its memory."""
     store = CheckpointStore(folder / "checkpoints", keep=1)
     table_ND = torch.randn(ROWS, DIM)
-    tensors = {"table": Pieces((ROWS, DIM), [((0, 0), table_ND)], torch.float32)}
+    tensors = {"table": Pieces((ROWS, DIM), torch.float32, [((0, 0), table_ND)])}
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def timed(name: str, function: Callable[[], Any]) -> None:

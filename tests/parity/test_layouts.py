@@ -15,8 +15,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.utils import find_tensor_shard
 
 from tests.parity.tables import CASES, RANKS_OF_A_HOST, STEPS, Training, by_hand, joined, place_on_hosts, runs_on, told
 from tests.ranks import run_on_ranks
@@ -42,6 +45,24 @@ def sources_of(kind: str, name: str, size: int) -> list[tuple[str, str, int]]:
     return [source for source in SOURCES if source[0] == kind and (kind == "rowwise_adagrad" or source[2] == 2)]
 
 
+class SavePlanner(DefaultSavePlanner):
+    """Torch's looks for pieces in tensors only."""
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return find_tensor_shard(self.state_dict[index.fqn], index)
+
+
+class LoadPlanner(DefaultLoadPlanner):
+    """The same; torch's puts None in the place of what is no tensor, too."""
+
+    def set_up_planner(self, state_dict: dict[str, Any], metadata: Any = None, is_coordinator: bool = False) -> None:
+        super().set_up_planner({}, metadata, is_coordinator)
+        self.state_dict = state_dict
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return find_tensor_shard(self.state_dict[index.fqn], index)
+
+
 def train_and_save(folder: str) -> dict[str, Any]:
     """State at the end by run, or why it was refused. Leaves the state at SAVED_AT in the folder, with its layout."""
     place_on_hosts()
@@ -55,7 +76,7 @@ def train_and_save(folder: str) -> dict[str, Any]:
             continue
         for step in range(SAVED_AT):
             training.step(step)
-        save(training.state(), checkpoint_id=Path(folder) / key)
+        save(training.state(), checkpoint_id=Path(folder) / key, planner=SavePlanner())
         if dist.get_rank() == 0:
             layout = table_layout(training.model, training.rule)
             (Path(folder) / key / "layout.json").write_text(json.dumps(layout))
@@ -89,7 +110,7 @@ def load_from(training: Training, path: Path) -> Any:
     return load_tables(
         training.model,
         layout,
-        lambda wanted: load(wanted, checkpoint_id=path),
+        lambda wanted: load(wanted, checkpoint_id=path, planner=LoadPlanner()),
         training.rule,
         training.optimizers.combined,
     )

@@ -20,24 +20,20 @@ class Pieces:
 
     Args:
         shape: of the whole tensor.
+        dtype: of it; a rank may hold no piece to tell it by.
         pieces: where each begins in the whole, and its values.
-        dtype: of it; where it is None, that of the pieces (a rank that holds none says nothing of it).
 
     Raises:
         ValueError: a piece of another dtype or number of dimensions, outside of the whole, or over another piece.
     """
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        pieces: Iterable[tuple[Sequence[int], Tensor]],
-        dtype: torch.dtype | None = None,
+        self, shape: Sequence[int], dtype: torch.dtype, pieces: Iterable[tuple[Sequence[int], Tensor]]
     ) -> None:
         self.shape = torch.Size(shape)
+        self.dtype = dtype
         # An empty piece may begin where another does, and torch tells pieces by where they begin.
         self.pieces = [(torch.Size(offsets), tensor.detach()) for offsets, tensor in pieces if tensor.numel()]
-        dtype = dtype or next((tensor.dtype for _, tensor in self.pieces), torch.float32)
-        self.dtype = dtype
         for offsets, tensor in self.pieces:
             if tensor.dtype != dtype or not (tensor.dim() == len(offsets) == len(self.shape)):
                 raise ValueError(f"a {tensor.dtype} piece {[*tensor.shape]} at {[*offsets]}, of {dtype} {[*shape]}")
@@ -58,8 +54,8 @@ class Pieces:
         """The same layout over other tensors, one for each of `pieces`."""
         return Pieces(
             self.shape,
-            [(offsets, tensor) for (offsets, _), tensor in zip(self.pieces, tensors, strict=True)],
             self.dtype,
+            [(offsets, tensor) for (offsets, _), tensor in zip(self.pieces, tensors, strict=True)],
         )
 
     def size(self) -> torch.Size:

@@ -8,13 +8,17 @@
 Legend: R rows of a shard, S blocks of columns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ParameterSharding
+from torchrec.modules.embedding_configs import data_type_to_dtype
 from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_mt.distributed.pieces import Pieces
@@ -80,22 +84,15 @@ class _Shard:
 def table_layout(model: DistributedModelParallel, rule: TableOptimizer | None) -> dict[str, dict[str, Any]]:
     """What the state of tables means, the same on every rank, as JSON: by table its rows and dim, the kind of its
     optimizer (None: weights alone), and the borders of its blocks of columns, from 0 to dim."""
-    shapes = {
-        table.name: (table.num_embeddings, table.embedding_dim)
-        for bags in shards_here(model)
-        for table in bags.config.embedding_tables
-    }
-    layout = {}
+    configs, layout = _configs(model), {}
     for tables in model.plan.plan.values():
         for name, parameter in tables.items():
             shards = parameter.sharding_spec.shards if parameter.sharding_spec else []
-            ends = [[o + s for o, s in zip(part.shard_offsets, part.shard_sizes, strict=True)] for part in shards]
-            rows, dim = map(max, zip(*ends, strict=True)) if ends else shapes[name]
             layout[name.removeprefix(TABLE_PREFIX)] = {
-                "rows": rows,
-                "dim": dim,
+                "rows": configs[name].num_embeddings,
+                "dim": configs[name].embedding_dim,
                 "optimizer": rule.kind if rule else None,
-                "columns": sorted({0, dim} | {part.shard_offsets[1] for part in shards}),
+                "columns": sorted({0, configs[name].embedding_dim} | {part.shard_offsets[1] for part in shards}),
             }
     return layout
 
@@ -111,17 +108,28 @@ def table_state(
         rule: the tables' optimizer; None: weights alone. optimizer: the one that updates replicated tables (it may hold
             others' parameters too); needed where there are such tables and sums.
     """
-    layout, shards = table_layout(model, rule), _shards(model, rule, optimizer)
-    state: dict[str, Value] = {}
-    for table, told in layout.items():
-        weights = [((shard.row, shard.column), shard.weight) for shard in shards.get(table, [])]
-        state[f"tables.{table}.weight"] = _value(model, table, (told["rows"], told["dim"]), weights)
+    shards, configs, state = _shards(model, rule, optimizer), _configs(model), dict[str, Value]()
+    replicated = {name for tables in model.plan.plan.values() for name, p in tables.items() if _is_replicated(p)}
+    for table, told in table_layout(model, rule).items():
+        mine, config = shards.get(table, []), configs[TABLE_PREFIX + table]
+        values = {
+            "weight": Pieces(
+                (told["rows"], told["dim"]),
+                data_type_to_dtype(config.data_type),
+                [((shard.row, shard.column), shard.weight) for shard in mine],
+            )
+        }
         if rule is not None and not isinstance(rule, Sgd):
-            columns, at = told["dim"], {column: column for column in range(told["dim"])}
-            if isinstance(rule, RowWiseAdagrad):
-                columns, at = len(told["columns"]) - 1, {start: block for block, start in enumerate(told["columns"])}
-            sums = [((one.row, at[one.column]), one.sums) for one in shards.get(table, []) if one.sums is not None]
-            state[f"tables.{table}.sum"] = _value(model, table, (told["rows"], columns), sums)
+            by_row = isinstance(rule, RowWiseAdagrad)
+            starts = told["columns"][:-1] if by_row else list(range(told["dim"]))
+            values["sum"] = Pieces(
+                (told["rows"], len(starts)),
+                torch.float32,
+                [((shard.row, starts.index(shard.column)), shard.sums) for shard in mine if shard.sums is not None],
+            )
+        for kind, pieces in values.items():
+            whole = config.name in replicated
+            state[f"tables.{table}.{kind}"] = pieces.pieces[0][1] if whole else pieces
     return state
 
 
@@ -197,21 +205,20 @@ class _Conversion:
     @classmethod
     def of(cls, here: Value, borders_saved: list[int], borders_here: list[int]) -> "_Conversion":
         pieces, blocks = _pieces(here), len(borders_saved) - 1
-        rows = {row: tensor.new_empty(len(tensor), blocks) for (row, _), tensor in pieces if len(tensor)}
-        saved = Pieces((here.shape[0], blocks), [((row, 0), tensor) for row, tensor in rows.items()])
+        rows = {row: tensor.new_empty(len(tensor), blocks) for (row, _), tensor in pieces}
+        saved = Pieces((here.shape[0], blocks), torch.float32, [((row, 0), tensor) for row, tensor in rows.items()])
         return cls(saved, here, borders_saved, borders_here)
 
     def apply(self) -> None:
         """Fills the sums here, once `saved` was read."""
         saved = {row: tensor_RS for (row, _), tensor_RS in self.saved.pieces}
         for (row, block), sums_R1 in _pieces(self.here):
-            if len(sums_R1):
-                start, end = self.borders_here[block : block + 2]
-                sums_R1.zero_()
-                for column, (left, right) in enumerate(pairwise(self.borders_saved)):
-                    shared = min(end, right) - max(start, left)
-                    if shared > 0:
-                        sums_R1.add_(saved[row][:, column : column + 1], alpha=shared / (end - start))
+            start, end = self.borders_here[block : block + 2]
+            sums_R1.zero_()
+            for column, (left, right) in enumerate(pairwise(self.borders_saved)):
+                shared = min(end, right) - max(start, left)
+                if shared > 0:
+                    sums_R1.add_(saved[row][:, column : column + 1], alpha=shared / (end - start))
 
 
 def _shards(
@@ -245,22 +252,18 @@ def _sums_after_backward(optimizer: KeyedOptimizer | None) -> dict[str, Tensor]:
     return {table: state["sum"] for table, state in found.items() if "sum" in state}
 
 
-def _value(
-    model: DistributedModelParallel, table: str, shape: tuple[int, int], pieces: list[tuple[tuple[int, int], Tensor]]
-) -> Value:
-    [kind] = {
-        tables[TABLE_PREFIX + table].sharding_type
-        for tables in model.plan.plan.values()
-        if TABLE_PREFIX + table in tables
-    }
-    if kind != "data_parallel":
-        return Pieces(shape, pieces)
-    assert len(pieces) == 1, f"a replicated table has one tensor, '{table}' has {len(pieces)}"
-    return pieces[0][1]
+def _configs(model: DistributedModelParallel) -> dict[str, Any]:
+    """Of all tables, also of those this rank holds nothing of, by TorchRec's name."""
+    collections = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
+    return {config.name: config for collection in collections for config in collection._embedding_bag_configs}
 
 
-def _pieces(value: Value) -> Sequence[tuple[tuple[int, ...], Tensor]]:
-    return value.pieces if isinstance(value, Pieces) else [((0, 0), value)]
+def _is_replicated(parameter: ParameterSharding) -> bool:
+    return bool(parameter.sharding_type == "data_parallel")
+
+
+def _pieces(value: Value) -> list[tuple[torch.Size, Tensor]]:
+    return value.pieces if isinstance(value, Pieces) else [(torch.Size([0, 0]), value)]
 
 
 def _has_sums(told: Mapping[str, Any]) -> bool:

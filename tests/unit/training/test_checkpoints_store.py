@@ -156,10 +156,10 @@ def test_what_cannot_be_saved(kept: Kept) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         kept.store.save(1, {}, state={}, rank_state={"best": float("nan")})
     with pytest.raises(ValueError, match="no rank holds some part of 'x'"):
-        kept.store.save(1, {"x": Pieces((4,), [((0,), torch.ones(3))], torch.float32)}, state={}, rank_state={})
+        kept.store.save(1, {"x": Pieces((4,), torch.float32, [((0,), torch.ones(3))])}, state={}, rank_state={})
     with pytest.raises(ValueError, match=r"'x' is of torch\.complex64, which checkpoints do not hold"):
         kept.store.save(1, {"x": torch.ones(1, dtype=torch.complex64)}, state={}, rank_state={})
-    halves = Pieces((2,), [((0,), torch.ones(1)), ((1,), torch.ones(1))], torch.float32)
+    halves = Pieces((2,), torch.float32, [((0,), torch.ones(1)), ((1,), torch.ones(1))])
     with pytest.raises(ValueError, match=r"one name in a file: \['x\[0\]', 'x\[1\]', 'x\[1\]'\]"):
         kept.store.save(1, {"x": halves, "x[1]": torch.ones(2)}, state={}, rank_state={})
     kept.save(1)
@@ -190,7 +190,7 @@ def test_training_goes_on_while_a_save_runs(kept: Kept, monkeypatch: pytest.Monk
     may_write, write = threading.Event(), Files.write
     monkeypatch.setattr(Files, "write", lambda self, *given: may_write.wait(60) and write(self, *given))
     table_ND = torch.ones(6, 4)
-    tensors = {"table": Pieces((6, 4), [((0, 0), table_ND[:, :2]), ((0, 2), table_ND[:, 2:])], torch.float32)}
+    tensors = {"table": Pieces((6, 4), torch.float32, [((0, 0), table_ND[:, :2]), ((0, 2), table_ND[:, 2:])])}
     kept.store.save(1, tensors, state={}, rank_state={}, background=True)
     buffers = [buffer.data_ptr() for buffer in kept.store._staging._buffers.values()]
     table_ND.fill_(2)

@@ -173,9 +173,9 @@ def test_mlflow_holds_settings_numbers_tags_and_goes_on_when_resumed(
     assert (found.info.status, found.info.run_name) == ("KILLED", "shop")
     assert client.get_experiment(found.info.experiment_id).name == "shop tests"
 
-    send_to_mlflow(run, uri, {3: 0.75})
+    send_to_mlflow(run, uri, {2: 0.625, 3: 0.75})  # resumed at step 1: MLflow takes nothing back
     history = client.get_metric_history(run_id, "valid/find/recall_at_10")
-    assert [(point.step, point.value) for point in history] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+    assert [(point.step, point.value) for point in history] == [(1, 0.25), (2, 0.5), (2, 0.625), (3, 0.75)]
     assert abs(history[-1].timestamp / 1000 - time.time()) < 60
     assert client.get_run(run_id).info.status == "FINISHED"
     assert client.get_run(run_id).data.metrics["valid/slowest/data"] == 3

@@ -3,9 +3,8 @@
 import pytest
 
 from torchrec_mt.errors import UserError
-from torchrec_mt.training.early_stop import EarlyStop
+from torchrec_mt.training.early_stop import EarlyStop, chosen_metric
 from torchrec_mt.training.schedule import ConstantSchedule, CosineSchedule, LinearSchedule, Schedule, rate_factor
-from torchrec_mt.training.early_stop import chosen_metric
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,30 @@ def check_keys(overrides: Sequence[str], keys: Sequence[str]) -> None:
     """
     for override in overrides:
         key = override.partition("=")[0]
-        if not any(key == one or (one.endswith("*") and key.startswith(one[:-1])) for one in keys):
+        if not _is_one_of(key, keys):
             raise UserError(
                 f"--set {override}: the run has settled '{key}', only {', '.join(keys)} can be set here; train again "
                 "to change it"
             )
+
+
+def changed_keys(settled: dict[str, Any], config: RunConfig, *, but: Sequence[str]) -> list[str]:
+    """Dotted keys at which a run's config differs from another, but those of `but` (keys, or sections as "a.*")."""
+    found: list[str] = []
+
+    def compare(here: Any, there: Any, key: str) -> None:
+        if isinstance(here, dict) and isinstance(there, dict):
+            for name in {**here, **there}:
+                compare(here.get(name), there.get(name), f"{key}.{name}" if key else name)
+        elif here != there and not _is_one_of(key, but):
+            found.append(key)
+
+    compare(settled, json.loads(config_to_json(config)), "")
+    return found
+
+
+def _is_one_of(key: str, keys: Sequence[str]) -> bool:
+    return any(key == one or (one.endswith("*") and key.startswith(one[:-1])) for one in keys)
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

@@ -15,6 +15,7 @@ from torchrec_mt.config import (
     RunConfig,
     add_config_arguments,
     apply_overrides,
+    changed_keys,
     check_config,
     check_keys,
     config_to_json,
@@ -23,14 +24,24 @@ from torchrec_mt.config import (
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.preparation import check_schema
 from torchrec_mt.distributed.collectives import on_main
-from torchrec_mt.distributed.runtime import runtime
-from torchrec_mt.errors import run_program
+from torchrec_mt.distributed.runtime import Runtime, runtime
+from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.terminal import TrainingProgress, console
-from torchrec_mt.runs import RunFolder, restarted
+from torchrec_mt.runs import RunFolder, job, restarted
 from torchrec_mt.training.job import train
 from torchrec_mt.training.keeper import has_checkpoint
 
-_RESUMED = ("trainer.*", "checkpoint.*", "runtime.*", "sharding.*", "evaluate.*", "reader.prefetch", "dataset.path")
+# Not what decides the meaning of a step, of the best validation so far, or which batches come.
+_RESUMED = (
+    *(f"trainer.{key}" for key in ("epochs", "steps", "validations", "patience", "log_every", "stuck_seconds")),
+    "trainer.pipeline",
+    "checkpoint.*",
+    *(f"runtime.{key}" for key in ("device", "threads", "timeout_minutes")),
+    "sharding.*",
+    "evaluate.*",
+    "reader.prefetch",
+    "dataset.path",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,41 +72,62 @@ def train_run(
     """
     with runtime(config.runtime) as here:
         check_schema(config.dataset)
-        dataset = PreparedDataset.open(config.dataset.path)
-        dataset.check_declaration(config.dataset)
-        run, again = on_main(lambda: _place(config, run_path, overwrite=overwrite, resume=resume))
-        if again:
-            run.check_dataset(dataset.manifest.digest, config.dataset.path)
-        with TrainingProgress(enabled=show and here.is_main) as progress:
-            outcome = train(
-                run,
-                dataset,
-                config.dataset,
-                config_json=config_to_json(config),
-                reader_config=config.reader,
-                negatives=config.negatives,
-                losses=config.loss,
-                model_config=config.model,
-                sharding=config.sharding,
-                optim=config.optim,
-                balancing=config.balancing,
-                trainer_config=config.trainer,
-                checkpoint=config.checkpoint,
-                runtime=here,
-                seed=config.runtime.seed,
-                progress=progress,
-                resume=again,
-            )
+        outcome = train_here(config, run_path, here, overwrite=overwrite, resume=resume, show=show)
         return outcome if here.is_main else None
+
+
+def train_here(
+    config: RunConfig,
+    run_path: str,
+    here: Runtime,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    show: bool = True,
+) -> dict[str, object]:
+    """The same in a job that was joined already, of a schema that was checked; the outcome on every rank."""
+    dataset = PreparedDataset.open(config.dataset.path)
+    dataset.check_declaration(config.dataset)
+    run, again = on_main(lambda: _place(config, run_path, overwrite=overwrite, resume=resume))
+    if again:
+        run.check_dataset(dataset.manifest.digest, config.dataset.path)
+    with TrainingProgress(enabled=show and here.is_main) as progress:
+        return train(
+            run,
+            dataset,
+            config.dataset,
+            config_json=config_to_json(config),
+            reader_config=config.reader,
+            negatives=config.negatives,
+            losses=config.loss,
+            model_config=config.model,
+            sharding=config.sharding,
+            optim=config.optim,
+            balancing=config.balancing,
+            trainer_config=config.trainer,
+            checkpoint=config.checkpoint,
+            runtime=here,
+            seed=config.runtime.seed,
+            progress=progress,
+            resume=again,
+        )
 
 
 def _place(config: RunConfig, path: str, *, overwrite: bool, resume: bool) -> tuple[RunFolder, bool]:
     """The run folder, and whether to go on with what is in it: asked for, or a launcher's next try of the same job."""
     if resume:
         return RunFolder.open(path), True
-    if restarted(path) and has_checkpoint(config.checkpoint, RunFolder.open(path).path):
-        return RunFolder.open(path), True
-    return RunFolder.create(path, overwrite=overwrite), False
+    again = restarted(path)
+    if again and has_checkpoint(config.checkpoint, RunFolder.open(path).path):
+        run = RunFolder.open(path)
+        changed = changed_keys(run.config_json(), config, but=_RESUMED)
+        if changed:
+            raise UserError(
+                f"'{path}' holds a run of this very job, '{job()}', with another config ({', '.join(changed[:3])} "
+                "differ): give another --output, or its own config to go on with it"
+            )
+        return run, True
+    return RunFolder.create(path, overwrite=overwrite or again), False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if outcome is not None and arguments.json:
         print(json.dumps(outcome))
+    elif outcome is not None and "nothing_left" in outcome:
+        console().print(f"nothing left to do in {outcome['run']}: {outcome['nothing_left']}", soft_wrap=True)
     elif outcome is not None and outcome["interrupted"]:
         console().print(
             f"asked to end: stopped after step {outcome['steps']}, to go on: torchrec-mt train --resume {run_path}",

@@ -121,9 +121,14 @@ class Reader:
         return -(-sum(self._pairs.values()) // (self._config.batch_size * self._lanes.number))
 
     @property
+    def pairs_per_step(self) -> int:
+        """Most pairs of all tasks that a rank holds in a step, the same on every rank."""
+        return sum(max(self._lanes.counts(size)) for size in self.batch_sizes.values())
+
+    @property
     def draws_per_step(self) -> int:
-        """Negatives from catalogues that this rank holds in a step."""
-        return sum(self._lanes.counts(sampler.size)[self._lanes.rank] for sampler in self._samplers.values())
+        """Most negatives from catalogues that a rank holds in a step, the same on every rank."""
+        return sum(max(self._lanes.counts(sampler.size)) for sampler in self._samplers.values())
 
     def state_dict(self) -> dict[str, int | str]:
         """Where this reader stands: after the batch handed out last (batches made ahead do not count).

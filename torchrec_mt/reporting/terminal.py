@@ -1,5 +1,6 @@
 """What a person sees while a program runs: one console, one style of progress bar, live losses, validations."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -88,10 +89,10 @@ class TrainingProgress:
         self._enabled = enabled
         self._bar = progress_bar(enabled=enabled)
         self._task = self._bar.add_task("train", total=None, note="")
-        self._best: float | None = None
         self._began: tuple[float, int] | None = None
         self._said_at = 0.0
         self._unsaid: str | None = None
+        self._best, self._has_header = -math.inf, False
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
@@ -138,20 +139,21 @@ class TrainingProgress:
         console, chosen = self._bar.console, values["chosen"]
         tasks = {name.rpartition("/")[0]: value for name, value in values.items() if name.endswith(f"/{_SHOWN}")}
         widths = name_widths(list(tasks), console.width if console.is_terminal else sys.maxsize)
-        if self._best is None:
+        if not self._has_header:
+            self._has_header = True
             names = "  ".join(_fitted(name, width) for name, width in zip(tasks, widths, strict=True))
             self._say(f"[dim]validation: {_SHOWN} of each task; chosen: what trainer.metric says[/]")
             self._say(f"[dim]{'step':>7}  {names}  {'chosen':>6}[/]")
         cells = "  ".join(f"{value:>{width}.4f}" for value, width in zip(tasks.values(), widths, strict=True))
-        new_best = self._best is None or chosen > self._best
-        self._say(f"{step:>7}  {cells}  {chosen:.4f}{' best' if new_best else ''}")
-        self._best = chosen if self._best is None else max(self._best, chosen)
+        self._say(f"{step:>7}  {cells}  {chosen:.4f}{' best' if chosen > self._best else ''}")
+        self._best = max(self._best, chosen)
 
     def warning(self, step: int, text: str) -> None:
         if self._enabled:
             self._say(f"[yellow]step {step}: warning: {text}[/]")
 
-    def resumed(self, step: int, path: str) -> None:
+    def resumed(self, step: int, path: str, *, best: float) -> None:
+        self._best = best
         if self._enabled:
             self._say(f"goes on after step {step}, from {path}")
 

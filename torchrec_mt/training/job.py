@@ -25,7 +25,7 @@ from torchrec_mt.schema import Schema
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
-from torchrec_mt.training.early_stop import check_metric
+from torchrec_mt.training.early_stop import EarlyStop, check_metric
 from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path
 from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.objective import Objective, TaskSides
@@ -104,7 +104,7 @@ def train(
         runtime=runtime,
         seed=seed,
         losses=losses,
-        batch_rows=accumulate * (2 * reader_config.batch_size + reader.draws_per_step),
+        batch_rows=accumulate * (2 * reader.pairs_per_step + reader.draws_per_step),
         table_rate=optim.table_rate,
         table_optimizer=optim.tables,
     )
@@ -115,6 +115,9 @@ def train(
     restored = state.restore(store, trainer_config.patience) if resume else None
     if restored:
         _tell(restored, progress)
+        if restored.step >= steps or restored.stop.should_stop:
+            store.close()
+            return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
 
     after = restored.step if restored else 0
     tags = {"dataset_digest": dataset.manifest.digest, "run": str(run.place.resolve()), **_versions()}
@@ -128,7 +131,13 @@ def train(
             _publish(run, log)
             return CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
 
-        keeper = Keeper(checkpoint, state, store, moved=moved if run.is_aside else None)
+        keeper = Keeper(
+            checkpoint,
+            state,
+            store,
+            good=restored.good if restored else (),
+            moved=moved if run.is_aside else None,
+        )
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
@@ -144,23 +153,45 @@ def train(
             asked=lambda: noted.asked,
             progress=progress,
         )
-        with Watchdog(
-            lambda: trainer.steps.clock.position,
-            seconds=trainer_config.stuck_seconds,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
+        with (
+            keeper.at_work(),
+            Watchdog(
+                lambda: trainer.steps.clock.position,
+                seconds=trainer_config.stuck_seconds,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+            ),
         ):
             taken = trainer.run(iter(reader), steps, after=after, stop=restored.stop if restored else None)
-        keeper.close()
-        outcome = {
-            "run": str(run.place),
-            "steps": taken.step,
-            "best_step": taken.stop.best_step,
-            "best": taken.stop.best if math.isfinite(taken.stop.best) else None,
-            "interrupted": taken.interrupted,
-        }
-        on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
-    return outcome
+        return _end(run, taken.step, taken.stop, interrupted=taken.interrupted)
+
+
+def _end(run: RunFolder, step: int, stop: EarlyStop, *, interrupted: bool = False) -> dict[str, object]:
+    """How far a run has come, and says so in its folder."""
+    outcome = {
+        "run": str(run.place),
+        "steps": step,
+        "best_step": stop.best_step,
+        "best": stop.best if math.isfinite(stop.best) else None,
+        "interrupted": interrupted,
+    }
+    text, file = json.dumps(outcome) + "\n", run.path / "training.json"
+
+    def write() -> None:
+        if not file.is_file() or file.read_text() != text:  # a run that was over before stays untouched
+            write_atomic(file, text)
+
+    on_main(write)
+    return dict(outcome)
+
+
+def _why_over(restored: Restored, steps: int) -> str:
+    if restored.step >= steps:
+        return f"it has taken {restored.step} of {steps} steps; raise trainer.steps or trainer.epochs to go on"
+    return (
+        f"it stopped early at step {restored.step}, after {restored.stop.since_best} validations without a new best; "
+        "raise trainer.patience to go on, or set it to 0"
+    )
 
 
 def _lanes(store: CheckpointStore) -> int:
@@ -180,7 +211,7 @@ def _tell(restored: Restored, progress: Progress) -> None:
         progress.warning(restored.step, f"a newer checkpoint is not used: {reason}")
     if not restored.report.is_plain:
         progress.warning(restored.step, restored.report.text())
-    progress.resumed(restored.step, restored.path)
+    progress.resumed(restored.step, restored.path, best=restored.stop.best)
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """When a training's checkpoints are written, and under which marks they are kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torchrec_mt.training.checkpoints.files import Files
 from torchrec_mt.training.checkpoints.shelf import Shelf
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import EarlyStop
-from torchrec_mt.training.run_state import RunState
+from torchrec_mt.training.run_state import Good, RunState
 
 BEST, LAST = "best", "last"
 """Marks of the checkpoints that programs ask for: at the best validation, and at the end."""
@@ -51,8 +52,9 @@ class Keeper:
     """Writes the checkpoints of a training. Every method is called on every rank.
 
     Args:
-        store: of the run folder as it lies now. moved: the store of the run folder once it has taken its place, called
-            after the first checkpoint; None where it lies there already.
+        store: of the run folder as it lies now. good: what has the marks of good validations so far.
+        moved: the store of the run folder once it has taken its place, called after the first checkpoint; None where it
+            lies there already.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class Keeper:
         state: RunState,
         store: CheckpointStore,
         *,
+        good: Iterable[Good] = (),
         moved: Callable[[], CheckpointStore] | None = None,
     ) -> None:
         self._config, self._state, self._store, self._moved = config, state, store, moved
-        self._best: list[tuple[float, str]] = []
+        self._good = list(good)
 
     def is_due(self, step: int) -> bool:
         """Whether `every` asks for one after this step."""
@@ -79,7 +82,7 @@ class Keeper:
         Raises:
             UserError: on every rank; it cannot be written, or the one before, in the background, could not.
         """
-        marks = self._marks_of(value) if value is not None else []
+        marks = self._marks_of(step, value) if value is not None else []
         if step == stop.best_step:
             marks.append(BEST)
         if last:
@@ -87,7 +90,7 @@ class Keeper:
         self._store.save(
             step,
             self._state.tensors(),
-            state=self._state.numbers(step, stop),
+            state=self._state.numbers(step, stop, self._good),
             rank_state=self._state.of_rank(),
             marks=tuple(marks),
             background=self._config.background and not last and self._moved is None,
@@ -96,22 +99,30 @@ class Keeper:
             self._store.close()
             self._store, self._moved = self._moved(), None
 
-    def _marks_of(self, value: float) -> list[str]:
-        """A mark for one of the best validations: a free one, or that of the worst of those that have one."""
-        wanted = self._config.keep_best - 1  # the very best has a mark of its own
-        if len(self._best) < wanted:
-            mark = f"good-{len(self._best) + 1}"
-        elif wanted and value > min(self._best)[0]:
-            mark = self._best.pop(self._best.index(min(self._best)))[1]
+    def _marks_of(self, step: int, value: float) -> list[str]:
+        """The mark of one of the best validations, the very best included: a free one, or that of the worst."""
+        if len(self._good) < self._config.keep_best:
+            mark = f"good-{len(self._good) + 1}"
         else:
-            return []
-        self._best.append((value, mark))
+            worst = min(self._good, key=lambda good: (good.value, -good.step))
+            if value <= worst.value:
+                return []
+            self._good.remove(worst)
+            mark = worst.mark
+        self._good.append(Good(value, step, mark))
         return [mark]
 
-    def close(self) -> None:
-        """Waits for what is being written.
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around the training: waits at its end for what is being written, also where it fails.
 
         Raises:
             UserError: on every rank; it cannot be written.
         """
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # what ended the training is what to tell
+                self._store.close()
+            raise
         self._store.close()

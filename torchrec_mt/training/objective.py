@@ -18,6 +18,7 @@ from torch import Tensor
 from torchrec_mt.batch import Batch, Entries, Pairs
 from torchrec_mt.data.negatives import InBatch, Memory, NegativesConfig, StreamingFrequencies
 from torchrec_mt.distributed.collectives import gather, rank_and_size, sum_over_ranks
+from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.blocked import Blocked, find_blocked
 from torchrec_mt.models.losses.config import LossConfig, SoftmaxLoss
 from torchrec_mt.models.losses.terms import Comparison, task_loss
@@ -93,7 +94,17 @@ class Objective:
         return _named("memory", memories) | _named("frequencies", frequencies)
 
     def restore(self, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Makes room for what another objective of the same config remembered; returns what is to be filled with it."""
+        """Makes room for what another objective of the same config remembered; returns what is to be filled with it.
+
+        Raises:
+            UserError: it remembered of other tasks.
+        """
+        for kind, here in (("memories", self._memories), ("frequencies", self._frequencies)):
+            if numbers[kind].keys() != here.keys():
+                raise UserError(
+                    f"the checkpoint has {kind} of the tasks {sorted(numbers[kind])}, the config asks for those of "
+                    f"{sorted(here)}: go on with the negatives that it was trained with"
+                )
         memories = {
             name: memory.restore(numbers["memories"][name], self._device) for name, memory in self._memories.items()
         }

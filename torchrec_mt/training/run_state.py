@@ -5,14 +5,14 @@
     slots.NAME.KEY                  the dense optimizer's, by weight
     memory.*, frequencies.*         what the objective remembers of earlier steps
 
-beside them as JSON the step, the reader's position, the early stop, the sharding plan, and of every rank its random
-state. Learning rates and task weights follow from the step and the config.
+beside them as JSON the step, the reader's position, the early stop, which validations were good, the sharding plan, and
+of every rank its random state. Learning rates and task weights follow from the step and the config.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,14 @@ from torchrec_mt.training.optim import Optimizers
 Value = Tensor | Pieces
 
 
+class Good(NamedTuple):
+    """A validation whose checkpoint stays, and by which mark."""
+
+    value: float
+    step: int
+    mark: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Restored:
     """What a run goes on from.
@@ -44,6 +52,7 @@ class Restored:
 
     step: int
     stop: EarlyStop
+    good: tuple[Good, ...]
     path: str
     report: LoadReport
     refused: tuple[str, ...]
@@ -86,7 +95,7 @@ class RunState:
         slots = {f"slots.{name}.{key}": value for name, key, value in self._optimizers.dense_slots()}
         return {**tables, **dense, **averages, **slots, **self._objective.tensors()}
 
-    def numbers(self, step: int, stop: EarlyStop) -> dict[str, Any]:
+    def numbers(self, step: int, stop: EarlyStop, good: Iterable[Good]) -> dict[str, Any]:
         """The rest, the same on every rank."""
         average = self._optimizers.average
         return {
@@ -99,6 +108,7 @@ class RunState:
                 "best_step": stop.best_step,
                 "since_best": stop.since_best,
             },
+            "good": [list(one) for one in good],
             "layout": table_layout(self._model, self._optimizers.table_rule),
             "plan": describe_plan(self._model.plan),
             "slots": [
@@ -163,7 +173,14 @@ class RunState:
         stop = EarlyStop(patience, best_step=numbers["stop"]["best_step"], since_best=numbers["stop"]["since_best"])
         if numbers["stop"]["best"] is not None:
             stop.best = numbers["stop"]["best"]
-        return Restored(step=found.step, stop=stop, path=found.path, report=report, refused=refused)
+        return Restored(
+            step=found.step,
+            stop=stop,
+            good=tuple(Good(*one) for one in numbers["good"]),
+            path=found.path,
+            report=report,
+            refused=refused,
+        )
 
     def _take_random(self, found: Loaded) -> None:
         if found.state["world_size"] != self._runtime.world_size:

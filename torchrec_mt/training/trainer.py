@@ -75,8 +75,8 @@ class Progress(Protocol):
     def warning(self, step: int, text: str) -> None:
         """Something that a person should look at."""
 
-    def resumed(self, step: int, path: str) -> None:
-        """Training goes on after a step, from the checkpoint at `path`."""
+    def resumed(self, step: int, path: str, *, best: float) -> None:
+        """Training goes on after a step, from the checkpoint at `path`; `best` validation so far, or -inf."""
 
 
 class Keep(Protocol):

@@ -32,7 +32,14 @@ DATASET = "dataset.json"
 TRACKING = "tracking.json"
 _ENVIRONMENT = "environment.json"
 _FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", TRACKING)
-_FOLDERS = ("tensorboard", "checkpoints", "evaluation", "mined", "offending_batch")
+_FOLDERS = (
+    "tensorboard",
+    "checkpoints",
+    "evaluation",
+    "mined",
+    "offending_batch",
+    "model",
+)  # the last: of earlier versions
 _RECORDED = (
     "torch",
     "torchrec",

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.utils import find_tensor_shard
+from torchrec.distributed import comm
 
 from tests.parity.tables import CASES, RANKS_OF_A_HOST, STEPS, Training, by_hand, joined, place_on_hosts, runs_on, told
 from tests.ranks import run_on_ranks
@@ -28,21 +29,23 @@ from torchrec_mt.distributed.table_state import load_tables, table_layout
 from torchrec_mt.errors import UserError
 
 WORLD_SIZES = (1, 2, 4)
-# Fourteen processes start before the first test: a minute on two idle cores, minutes on busy ones.
+# Four processes start before the first test: half a minute on two idle cores, minutes on busy ones.
 pytestmark = pytest.mark.timeout(900)
-SAVED_AT = STEPS - 3
-"""Steps taken before the state is saved; whoever loads it takes the rest."""
+SAVED_AT = STEPS - 1
+"""Steps taken before the state is saved; whoever loads it takes the one that is left."""
 RUNS = [(kind, name, size) for (kind, name), case in CASES.items() for size in WORLD_SIZES if runs_on(case, size)]
 REFUSED = [(*key, size) for key, case in CASES.items() for size in WORLD_SIZES if not runs_on(case, size)]
 SUMS = [run for run in RUNS if run[0] != "sgd"]
-# The plain layouts save alike, so as sources of conversions one of them on one rank stands beside those that differ.
-SOURCES = [run for run in SUMS if run[1] in ("row_wise", "column_wise", "fours", "mixed", "grid", "mixed_hosts")]
 
 
 def sources_of(kind: str, name: str, size: int) -> list[tuple[str, str, int]]:
-    """What a run loads: everything of its optimizer under row-wise Adagrad; of Adagrad, whose sums are laid out as the
-    weights, what two ranks saved."""
-    return [source for source in SOURCES if source[0] == kind and (kind == "rowwise_adagrad" or source[2] == 2)]
+    """What a run loads: one of its optimizer's runs of every layout, each time on another number of ranks."""
+    names = list(dict.fromkeys(other for _, other, _ in SUMS))
+    turn, found = names.index(name) + WORLD_SIZES.index(size), []
+    for other in names:
+        sizes = [world_size for world_size in WORLD_SIZES if (kind, other, world_size) in SUMS]
+        found.append((kind, other, sizes[(turn + names.index(other)) % len(sizes)]))
+    return found
 
 
 class SavePlanner(DefaultSavePlanner):
@@ -116,18 +119,37 @@ def load_from(training: Training, path: Path) -> Any:
     )
 
 
+def in_groups(folder: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """Of this one of four processes, what it did in groups of 1, 2 and 4: starting them anew takes far longer."""
+    rank, found = dist.get_rank(), {"trained": dict[int, Any](), "loaded": dict[int, Any]()}
+    for kind, work in {"trained": train_and_save, "loaded": load_all}.items():
+        for size in WORLD_SIZES:
+            if dist.is_initialized():
+                dist.barrier()  # all are connected
+                dist.destroy_process_group()
+            comm._INTRA_PG = comm._CROSS_PG = None  # TorchRec would go on with groups of the one before
+            if rank < size:
+                store = dist.FileStore(f"{folder}/{kind}-{size}", size)
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+                found[kind][size] = work(folder)
+    return found
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, list[dict[str, Any]]]]:
-    """Of all ranks by world size, made once for all workers (starting ranks takes longer than training on them)."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of the ranks of each world size, made once for all workers."""
     folder = shared_root(tmp_path_factory) / "layouts"
     folder.mkdir(exist_ok=True)
     made = folder / "results.pt"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            trained = {size: run_on_ranks(size, train_and_save, str(folder)) for size in WORLD_SIZES}
-            loaded = {size: run_on_ranks(size, load_all, str(folder)) for size in WORLD_SIZES}
-            torch.save({"trained": trained, "loaded": loaded, "folder": str(folder)}, made)
+            found = run_on_ranks(max(WORLD_SIZES), in_groups, str(folder))
+            of_ranks = {
+                kind: {size: [rank[kind][size] for rank in found[:size]] for size in WORLD_SIZES}
+                for kind in ("trained", "loaded")
+            }
+            torch.save({**of_ranks, "folder": str(folder)}, made)
     return torch.load(made, weights_only=True)
 
 

@@ -139,13 +139,30 @@ class Hosts:
         return cls(world_size // ranks, ranks) if ranks and world_size % ranks == 0 else None
 
 
+def leaves_a_rank_empty(rows: int, ranks: int) -> bool:
+    """Whether row-wise blocks, all of the first one's size, are used up before the last rank.
+
+    fbgemm's CPU kernels tell tables by where their weights begin. One without rows begins where the next does, and the
+    backward takes them for one: rows of the next get each other's gradients, without a word.
+    """
+    return -(-rows // ranks) * (ranks - 1) >= rows
+
+
 def check_layout(
-    table: str, layout: Layout, *, dim: int, optimizer: TableOptimizer, device_type: str, hosts: Hosts | None
+    table: str,
+    layout: Layout,
+    *,
+    rows: int,
+    dim: int,
+    optimizer: TableOptimizer,
+    device_type: str,
+    hosts: Hosts | None,
+    world_size: int,
 ) -> None:
     """Refuses what would not run, or would not learn what the unsharded table learns.
 
     Args:
-        table: its name. dim: its width.
+        table: its name. rows, dim: its shape.
 
     Raises:
         UserError: naming the table, its layout, the reason and the remedy.
@@ -158,6 +175,12 @@ def check_layout(
         )
     if isinstance(layout, TableRowWise | Grid):
         _check_hosts(where, layout, hosts)
+    sharing = world_size if isinstance(layout, RowWise) else hosts.ranks if hosts else 1
+    if isinstance(layout, RowWise | TableRowWise | Grid) and leaves_a_rank_empty(rows, sharing):
+        raise UserError(
+            f"{where}, and its {rows} rows in equal blocks for {sharing} ranks leave one without any, whose kernel "
+            "would train other tables wrongly: take 'table_wise' or 'data_parallel'"
+        )
     if isinstance(layout, ColumnWise | Grid):
         if dim % (4 * layout.columns):
             raise UserError(

@@ -34,6 +34,7 @@ from torchrec_mt.distributed.layouts import (
     check_layout,
     kernel_of,
     layout_of,
+    leaves_a_rank_empty,
 )
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
@@ -108,11 +109,11 @@ class Sharder(EmbeddingBagCollectionSharder):
         return ["fused", *(["fused_uvm", "fused_uvm_caching"] if compute_device_type == "cuda" else [])]
 
 
-def _sharding_types(layout: Layout) -> list[str]:
-    """What the planner may choose from, by TorchRec's names."""
+def _sharding_types(layout: Layout, *, by_row: bool) -> list[str]:
+    """What the planner may choose from, by TorchRec's names; `auto` takes rows apart only where `by_row` allows it."""
     match layout:
         case Auto():
-            return ["table_wise", "row_wise"]
+            return ["table_wise", "row_wise"] if by_row else ["table_wise"]
         case Grid():
             return ["grid_shard"]
         case DataParallel() | TableWise() | RowWise() | ColumnWise() | TableRowWise():
@@ -160,16 +161,23 @@ def make_plan(
         raise UserError(
             f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}"
         )
-    hosts = Hosts.of(dist.get_world_size())
-    widths = table_widths(module)
+    world_size = dist.get_world_size()
+    hosts, shapes = Hosts.of(world_size), table_shapes(module)
     constraints = {}
     for table, factors in pooling_factors.items():
-        layout, dim = config.of(table), widths[table]
+        layout, (rows, dim) = config.of(table), shapes[table]
         check_layout(
-            table, layout, dim=dim, optimizer=optimizer or RowWiseAdagrad(), device_type=device_type, hosts=hosts
+            table,
+            layout,
+            rows=rows,
+            dim=dim,
+            optimizer=optimizer or RowWiseAdagrad(),
+            device_type=device_type,
+            hosts=hosts,
+            world_size=world_size,
         )
         constraints[TABLE_PREFIX + table] = ParameterConstraints(
-            sharding_types=_sharding_types(layout),
+            sharding_types=_sharding_types(layout, by_row=not leaves_a_rank_empty(rows, world_size)),
             compute_kernels=[kernel_of(layout)],
             pooling_factors=[max(factor, 0.01) for factor in factors],
             min_partition=dim // layout.columns if isinstance(layout, ColumnWise | Grid) else None,
@@ -177,7 +185,7 @@ def make_plan(
     sharder = make_sharder(config.communication, torch.device(device_type))
     planner = EmbeddingShardingPlanner(
         topology=Topology(
-            world_size=dist.get_world_size(),
+            world_size=world_size,
             local_world_size=hosts.ranks if hosts else None,
             compute_device=device_type,
         ),
@@ -191,7 +199,7 @@ def make_plan(
         plan = planner.plan(module, [sharder])
     except PlannerError as error:
         failure = str(error)
-    outcomes: list[str | None] = [None] * dist.get_world_size()
+    outcomes: list[str | None] = [None] * world_size
     dist.all_gather_object(outcomes, failure or json.dumps(describe_plan(plan), sort_keys=True))
     if failure or len(set(outcomes)) > 1:
         raise UserError(f"planning the tables failed: {failure or 'ranks came to different plans'}")
@@ -199,11 +207,11 @@ def make_plan(
     return plan
 
 
-def table_widths(module: nn.Module) -> dict[str, int]:
-    """Columns of each table of the unsharded model."""
+def table_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Rows and columns of each table of the unsharded model."""
     collections = [part for part in module.modules() if isinstance(part, EmbeddingBagCollection)]
     return {
-        table.name.removeprefix(TABLE_PREFIX): table.embedding_dim
+        table.name.removeprefix(TABLE_PREFIX): (table.num_embeddings, table.embedding_dim)
         for collection in collections
         for table in collection.embedding_bag_configs()
     }

@@ -29,6 +29,7 @@ from torchrec_mt.reporting.terminal import TrainingProgress, console
 from torchrec_mt.runs import RunFolder, restarted
 from torchrec_mt.training.job import train
 from torchrec_mt.training.keeper import has_checkpoint
+from torchrec_mt.training.preemption import preemption
 
 _RESUMED = ("trainer.*", "checkpoint.*", "runtime.*", "sharding.*", "evaluate.*", "reader.prefetch", "dataset.path")
 
@@ -59,7 +60,7 @@ def train_run(
     Args:
         resume: go on with the run in the folder.
     """
-    with runtime(config.runtime) as here:
+    with runtime(config.runtime) as here, preemption() as noted:
         check_schema(config.dataset)
         dataset = PreparedDataset.open(config.dataset.path)
         dataset.check_declaration(config.dataset)
@@ -84,6 +85,7 @@ def train_run(
                 runtime=here,
                 seed=config.runtime.seed,
                 progress=progress,
+                asked=lambda: noted.asked,
                 resume=again,
             )
         return outcome if here.is_main else None
@@ -93,9 +95,10 @@ def _place(config: RunConfig, path: str, *, overwrite: bool, resume: bool) -> tu
     """The run folder, and whether to go on with what is in it: asked for, or a launcher's next try of the same job."""
     if resume:
         return RunFolder.open(path), True
-    if restarted(path) and has_checkpoint(config.checkpoint, RunFolder.open(path).path):
+    again = restarted(path)
+    if again and has_checkpoint(config.checkpoint, RunFolder.open(path).path):
         return RunFolder.open(path), True
-    return RunFolder.create(path, overwrite=overwrite), False
+    return RunFolder.create(path, overwrite=overwrite or again), False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,15 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from tests.shop import FILES, debug_overrides
+
+STEPS = 40
+
 Fault = Callable[[int], None]
 """Called with the rank in its process, before the program: an importable function (or a partial of one)."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torchrec_mt.train", "torch.utils.tensorboard"])
+_CONTEXT.set_forkserver_preload(["torchrec_mt.train", "torch.utils.tensorboard", "tests.faulty"])
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ class Ended:
     out: str
     err: str
     seconds: float
+
+    @property
+    def error(self) -> str:
+        """The one message that it ended with, after what it told about its progress."""
+        [line] = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert self.err.endswith(f"{line}\n"), self.err
+        assert "Traceback" not in self.err, self.err
+        return line
 
 
 class Job:
@@ -97,6 +109,10 @@ class Job:
         files = [self._folder / f"{rank}.{stream}" for stream in ("out", "err")]
         return (files[0].read_text(), files[1].read_text()) if files[1].exists() else ("", "")
 
+    def said(self, rank: int) -> str:
+        """What a rank has told about its progress so far."""
+        return self._texts(rank)[1]
+
     def _said(self) -> str:
         return "\n".join(text for rank in range(len(self._processes)) for text in self._texts(rank))
 
@@ -127,6 +143,35 @@ def checkpoints(run: Path) -> list[int]:
     """Steps of the checkpoints that count, in the order in which they were written."""
     commits = [json.loads(file.read_text()) for file in run.glob("checkpoints/step-*/checkpoint.json")]
     return [commit["step"] for commit in sorted(commits, key=lambda commit: int(commit["sequence"]))]
+
+
+def newest(run: Path) -> int:
+    """Step of the newest checkpoint that counts; 0 where there is none."""
+    return ([0, *checkpoints(run)])[-1]
+
+
+def small(root: Path, *overrides: str) -> list[str]:
+    """Arguments of a training on the debug shop that takes about a second: 40 steps, a checkpoint after each."""
+    settings = [
+        *debug_overrides(root),
+        "reader.batch_size=64",
+        "model.hidden=16",
+        "model.task_hidden=16",
+        f"trainer.steps={STEPS}",
+        "trainer.validations=2",
+        "trainer.validation_anchors=20",
+        "trainer.log_every=1",
+        "checkpoint.every=1",
+    ]
+    return [*FILES, *(f"--set={setting}" for setting in [*settings, *overrides])]
+
+
+def resumed(folder: Path, run: Path, *overrides: str, ranks: int) -> list[Ended]:
+    """Goes on with a run to its end."""
+    settings = [f"--set={override}" for override in overrides]
+    ended = Job(folder, ["--resume", str(run), *settings], ranks=ranks).wait()
+    assert [one.code for one in ended] == [0] * ranks, [one.err for one in ended]
+    return ended
 
 
 def state_after(run: Path, step: int) -> dict[str, Any]:

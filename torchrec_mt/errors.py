@@ -19,6 +19,7 @@ from typing import NoReturn
 _WHY = {
     errno.ENOSPC: ("no space left on the disk", "free some space or write elsewhere"),
     errno.EDQUOT: ("disk quota exceeded", "free some space or write elsewhere"),
+    errno.EFBIG: ("this file would be larger than the limit allows", "raise `ulimit -f`, or write elsewhere"),
     errno.EACCES: ("permission denied", "give yourself the right, or name another path"),
     errno.EPERM: ("operation not permitted", "give yourself the right, or name another path"),
     errno.ENOTDIR: ("a part of this path is a file", "name another path"),

@@ -32,14 +32,9 @@ DATASET = "dataset.json"
 TRACKING = "tracking.json"
 _ENVIRONMENT = "environment.json"
 _FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", TRACKING)
-_FOLDERS = (
-    "tensorboard",
-    "checkpoints",
-    "evaluation",
-    "mined",
-    "offending_batch",
-    "model",
-)  # the last: of earlier versions
+_FOLDERS = ("tensorboard", "checkpoints", "evaluation", "mined", "offending_batch")
+_EARLIER = ("model",)
+"""What earlier versions wrote."""
 _RECORDED = (
     "torch",
     "torchrec",
@@ -256,7 +251,7 @@ def _is_run(path: Path) -> bool:
 
 def _strange(path: Path) -> list[str]:
     """Names in a run folder that no program of ours writes."""
-    known = {*_FILES, *_FOLDERS}
+    known = {*_FILES, *_FOLDERS, *_EARLIER}
     hidden = {f".{name}" for name in known}  # what a killed program left unfinished
     names = [child.name for child in path.iterdir()]
     return sorted(name for name in names if name not in known and name.partition(".partial")[0] not in hidden)

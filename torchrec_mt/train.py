@@ -9,7 +9,7 @@ A run that was stopped, by whatever, goes on with --resume RUN. SIGTERM ends it 
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torchrec_mt.config import (
     RunConfig,
@@ -30,6 +30,7 @@ from torchrec_mt.reporting.terminal import TrainingProgress, console
 from torchrec_mt.runs import RunFolder, job, restarted
 from torchrec_mt.training.job import train
 from torchrec_mt.training.keeper import has_checkpoint
+from torchrec_mt.training.preemption import preemption
 
 # Not what decides the meaning of a step, of the best validation so far, or which batches come.
 _RESUMED = (
@@ -70,9 +71,11 @@ def train_run(
     Args:
         resume: go on with the run in the folder.
     """
-    with runtime(config.runtime) as here:
+    with runtime(config.runtime) as here, preemption() as noted:
         check_schema(config.dataset)
-        outcome = train_here(config, run_path, here, overwrite=overwrite, resume=resume, show=show)
+        outcome = train_here(
+            config, run_path, here, overwrite=overwrite, resume=resume, show=show, asked=lambda: noted.asked
+        )
         return outcome if here.is_main else None
 
 
@@ -84,8 +87,13 @@ def train_here(
     overwrite: bool = False,
     resume: bool = False,
     show: bool = True,
+    asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, object]:
-    """The same in a job that was joined already, of a schema that was checked; the outcome on every rank."""
+    """The same in a job that was joined already, of a schema that was checked; the outcome on every rank.
+
+    Args:
+        asked: whether this rank was asked to end.
+    """
     dataset = PreparedDataset.open(config.dataset.path)
     dataset.check_declaration(config.dataset)
     run, again = on_main(lambda: _place(config, run_path, overwrite=overwrite, resume=resume))
@@ -109,6 +117,7 @@ def train_here(
             runtime=here,
             seed=config.runtime.seed,
             progress=progress,
+            asked=asked,
             resume=again,
         )
 

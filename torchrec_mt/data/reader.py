@@ -104,7 +104,7 @@ class Reader:
             )
             for name, task in tasks.items()
         }
-        self._digest = dataset.manifest.digest
+        self._digest, self._mapped = dataset.manifest.digest, dataset.mapped()
         self._collate = Collator(
             dataset,
             id_dropout={
@@ -221,6 +221,7 @@ class Reader:
     def _batches(self, step: int) -> Generator[Batch]:
         streams = {lane: self._streams(lane, step) for lane in self._lanes.mine}
         while True:
+            self._mapped.check()
             yield self._batch([self._lane(lane, step, own) for lane, own in streams.items()], step)
             step += 1
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torchrec_mt.data.dataset import Manifest, PreparedDataset
 from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.lost import telling_lost_ranks
 from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
@@ -26,11 +27,10 @@ from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
-from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path
+from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path, newest_checkpoint
 from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.preemption import preemption
 from torchrec_mt.training.run_state import Restored, RunState
 from torchrec_mt.training.tracking import Record, check_tracking, tracked
 from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
@@ -64,6 +64,7 @@ def train(
     runtime: Runtime,
     seed: int,
     progress: Progress,
+    asked: Callable[[], bool] = lambda: False,
     resume: bool = False,
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened.
@@ -72,10 +73,10 @@ def train(
     checkpoint; if it fails before, the earlier one is as it was.
 
     Args:
-        resume: go on from the newest whole checkpoint of the run.
+        asked: whether this rank was asked to end. resume: go on from the newest whole checkpoint of the run.
 
     Raises:
-        UserError: on every rank; what does not fit, or cannot be read or written.
+        UserError: what does not fit, or cannot be read or written; another rank that is there no longer.
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
     _check_mined(negatives, run)
@@ -122,9 +123,9 @@ def train(
     after = restored.step if restored else 0
     tags = {"dataset_digest": dataset.manifest.digest, "run": str(run.place.resolve()), **_versions()}
     with (
+        _telling_how_to_go_on(run, checkpoint),
         _writing(run, config_json, dataset, plan, runtime, after=after) as log,
         tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
-        preemption() as noted,
     ):
 
         def moved() -> CheckpointStore:
@@ -150,7 +151,7 @@ def train(
             log=_both(log, track),
             offending_path=run.offending_path,
             keep=keeper,
-            asked=lambda: noted.asked,
+            asked=asked,
             progress=progress,
         )
         with (
@@ -243,6 +244,22 @@ def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
                 f"the run in '{run.place}' would be replaced with its mined negatives, '{source.path}', which this "
                 "training takes: give another --output"
             )
+
+
+@contextmanager
+def _telling_how_to_go_on(run: RunFolder, config: CheckpointConfig) -> Iterator[None]:
+    """Adds to what ends a training, from where it can be gone on with."""
+    try:
+        with telling_lost_ranks():
+            yield
+    except UserError as error:
+        newest = None if run.is_aside else newest_checkpoint(config, run.path)
+        if newest is None:
+            raise
+        raise UserError(
+            f"{error}; the newest checkpoint is '{newest}', `torchrec-mt train --resume {run.place}` goes on from it",
+            exit_code=error.exit_code,
+        ) from None
 
 
 @contextmanager

@@ -48,6 +48,16 @@ def has_checkpoint(config: CheckpointConfig, run_path: Path) -> bool:
     return Shelf(Files(checkpoints_path(config, run_path)), 1).entries() != []
 
 
+def newest_checkpoint(config: CheckpointConfig, run_path: Path) -> str | None:
+    """The path of the newest, as far as commit files tell; asked on any rank, also where others are gone."""
+    files = Files(checkpoints_path(config, run_path))
+    try:
+        folders = [entry.folder for entry in Shelf(files, 1).entries() if entry.commit]
+    except OSError:
+        return None
+    return files.where(folders[0]) if folders else None
+
+
 class Keeper:
     """Writes the checkpoints of a training. Every method is called on every rank.
 

@@ -49,7 +49,7 @@ def _send(number: signal.Signals, times: int = 1) -> None:
         os.kill(os.getpid(), number)
 
 
-def signalled(number: signal.Signals, step: int, guilty: int, rank: int, times: int = 1) -> None:
+def signalled(number: signal.Signals, step: int, guilty: int, rank: int, *, times: int = 1) -> None:
     """A rank hears a signal in a step."""
     if rank == guilty:
         _in_step(step, lambda: _send(number, times))

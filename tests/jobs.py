@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.shop import FILES, debug_overrides
 
-STEPS = 40
+STEPS = 20
 
 Fault = Callable[[int], None]
 """Called with the rank in its process, before the program: an importable function (or a partial of one)."""
@@ -151,7 +151,7 @@ def newest(run: Path) -> int:
 
 
 def small(root: Path, *overrides: str) -> list[str]:
-    """Arguments of a training on the debug shop that takes about a second: 40 steps, a checkpoint after each."""
+    """Arguments of a training on the debug shop that takes about a second: 20 steps, a checkpoint after each."""
     settings = [
         *debug_overrides(root),
         "reader.batch_size=64",

@@ -83,8 +83,9 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
         for rival in ("two_hops", "item_knn", "ease", "als", "bpr"):
             assert task["systems"][rival]["recall@100"] > task["systems"]["random"]["recall@100"]
     names = {path.name for path in run.iterdir()}
-    assert {"config.json", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "model"} <= names
-    assert {path.name for path in (run / "model").iterdir()} == {"best", "last"}
+    assert {"config.json", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names
+    kept = [json.loads(file.read_text()) for file in (run / "checkpoints").glob("step-*/checkpoint.json")]
+    assert {mark for commit in kept for mark in commit["marks"]} == {"best", "last"}
     plan = json.loads((run / "plan.json").read_text())
     assert {key.rpartition(".")[2] for key in plan} == {"tokens", "product_id", "category", "brand"}
 

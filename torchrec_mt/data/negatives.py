@@ -23,7 +23,7 @@ class InBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """`count` candidates per rank and step, drawn evenly; tasks of one candidate entity share them."""
+    """`count` candidates per lane and step, drawn evenly; tasks of one candidate entity share them."""
 
     kind: Literal["uniform"] = "uniform"
     count: int = 1024
@@ -34,7 +34,7 @@ class Uniform:
 
 @dataclass(frozen=True, kw_only=True)
 class Popularity:
-    """`count` candidates per rank and step drawn by (training pairs of the task) ** power."""
+    """`count` candidates per lane and step drawn by (training pairs of the task) ** power."""
 
     kind: Literal["popularity"] = "popularity"
     count: int = 256

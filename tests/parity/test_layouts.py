@@ -120,19 +120,32 @@ def load_from(training: Training, path: Path) -> Any:
 
 
 def in_groups(folder: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Of this one of four processes, what it did in groups of 1, 2 and 4: starting them anew takes far longer."""
+    """Of this one of four processes, what it did in groups of 4, 2 and 1: starting them anew takes far longer.
+
+    The largest first: TorchRec has all ranks agree on something once per process, so none may be alone in it.
+    """
     rank, found = dist.get_rank(), {"trained": dict[int, Any](), "loaded": dict[int, Any]()}
     for kind, work in {"trained": train_and_save, "loaded": load_all}.items():
-        for size in WORLD_SIZES:
-            if dist.is_initialized():
-                dist.barrier()  # all are connected
-                dist.destroy_process_group()
-            comm._INTRA_PG = comm._CROSS_PG = None  # TorchRec would go on with groups of the one before
+        for size in reversed(WORLD_SIZES):
+            leave_group()
             if rank < size:
-                store = dist.FileStore(f"{folder}/{kind}-{size}", size)
-                dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+                join_group(f"{folder}/{kind}-{size}", rank, size)
                 found[kind][size] = work(folder)
+    leave_group()
+    join_group(f"{folder}/end", rank, max(WORLD_SIZES))
     return found
+
+
+def leave_group() -> None:
+    if dist.is_initialized():
+        dist.barrier()  # who leaves while others are being connected fails them
+        dist.destroy_process_group()
+    comm._INTRA_PG = comm._CROSS_PG = None  # TorchRec would go on with those of the group before
+
+
+def join_group(path: str, rank: int, size: int) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(path, size), rank=rank, world_size=size)
+    dist.barrier()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
-from torchrec_mt.distributed.sharding import is_table, replicated_tables
+from torchrec_mt.distributed.sharding import allow_one_update, is_table, replicated_tables, table_kernels
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, plain_optimizer
 from torchrec_mt.errors import require, within
 
@@ -54,7 +54,7 @@ class Optimizers:
         self._config, self._steps = config, steps
         replicated = replicated_tables(model)
         dense = {name: parameter for name, parameter in model.named_parameters() if not is_table(name)}
-        self._fused = model.fused_optimizer
+        self._fused, self._kernels = model.fused_optimizer, table_kernels(model)
         self._after_backward = {
             "dense": KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adam(parameters, lr=config.dense_rate))
         }
@@ -77,6 +77,7 @@ class Optimizers:
                 group["lr"] = rate * factor
         # The fused optimizer passes its rate to the kernels here; the weights moved in the backward.
         self._fused.step()
+        allow_one_update(self._kernels)
 
     def step(self) -> None:
         for optimizer in self._after_backward.values():

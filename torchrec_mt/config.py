@@ -220,8 +220,8 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
             rivals = [other for other, _ in items if other.union == place.union]
             if any(other.meant for other in rivals):
                 continue
-            kinds = ", ".join(dict.fromkeys(repr(other.kind) for other in rivals))
-            given = "no kind" if place.given is None else f"kind = {place.given!r}"
+            kinds = ", ".join(dict.fromkeys(repr(other.kind) for other in rivals if other.kind != _NAMES))
+            given = "no kind" if place.given in (None, _NAMES) else f"kind = {place.given!r}"
             line = f"'{place.union}' has {given}: choose one of {kinds}"
         else:
             match item["type"]:
@@ -236,6 +236,10 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
         if line not in lines:
             lines.append(line)
     return lines
+
+
+_NAMES = "(a name)"
+"""Stands for a kind where a choice is written in short, as a string."""
 
 
 @dataclass(frozen=True)
@@ -263,10 +267,10 @@ class _Place:
         value: Any = raw
         choice: tuple[str | None, str | None, Any] = (None, None, None)
         for part in map(str, loc):
-            tried = _KINDS.get(part)
+            tried = _NAMES if part.startswith("literal[") else _KINDS.get(part)
             if tried is not None and not (isinstance(value, dict) and part in value):
                 if choice[0] is None or choice[1] == choice[2]:
-                    choice = (".".join(path), tried, value.get("kind") if isinstance(value, dict) else None)
+                    choice = (".".join(path), tried, _given(value))
                 continue
             if isinstance(value, str | int | float) or (isinstance(value, list) and not part.isdigit()):
                 continue  # the name of a plain type: such a value has no keys
@@ -275,6 +279,13 @@ class _Place:
                 value.get(part) if isinstance(value, dict) else value[int(part)] if isinstance(value, list) else None
             )
         return cls(".".join(path), *choice)
+
+
+def _given(value: Any) -> Any:
+    """The `kind` that a value of a choice names; _NAMES where it is no table at all, None where it names none."""
+    if isinstance(value, dict):
+        return value.get("kind")
+    return _NAMES if isinstance(value, str | int | float) else None
 
 
 def _kinds(annotation: Any, found: dict[str, str]) -> dict[str, str]:

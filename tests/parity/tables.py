@@ -49,8 +49,8 @@ class Case:
 
 def _cases(optimizer: TableOptimizer) -> dict[str, Case]:
     accepted = isinstance(optimizer, RowWiseAdagrad)
-    columns = ColumnWise(columns=2, sum_per_block=accepted)
-    grid = Grid(columns=2, sum_per_block=accepted)
+    columns = ColumnWise(kind="column_wise", columns=2, sum_per_block=accepted)
+    grid = Grid(kind="grid", columns=2, sum_per_block=accepted)
     mixed: dict[str, LayoutName | Layout] = {"a": columns, "b": "data_parallel", "c": "row_wise"}
     hosts: dict[str, LayoutName | Layout] = {"a": grid, "b": "table_row_wise", "c": columns}
     halves = dict.fromkeys("abc", 2)
@@ -58,7 +58,8 @@ def _cases(optimizer: TableOptimizer) -> dict[str, Case]:
         **{kind: Case(sharding=ShardingConfig(default=kind)) for kind in ("data_parallel", "table_wise", "row_wise")},
         "column_wise": Case(sharding=ShardingConfig(default=columns), blocks=halves),
         "fours": Case(
-            sharding=ShardingConfig(tables={"a": ColumnWise(columns=4, sum_per_block=accepted)}), blocks={"a": 4}
+            sharding=ShardingConfig(tables={"a": ColumnWise(kind="column_wise", columns=4, sum_per_block=accepted)}),
+            blocks={"a": 4},
         ),
         "mixed": Case(sharding=ShardingConfig(tables=mixed), blocks={"a": 2}),
         "table_row_wise": Case(sharding=ShardingConfig(default="table_row_wise"), hosts=2),

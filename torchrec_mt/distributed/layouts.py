@@ -20,21 +20,21 @@ LayoutName = Literal["auto", "data_parallel", "table_wise", "row_wise", "column_
 class Auto:
     """TorchRec's planner chooses between table-wise and row-wise."""
 
-    kind: Literal["auto"] = "auto"
+    kind: Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataParallel:
     """The whole table on every rank; its gradient is dense and averaged over ranks, the update follows the backward."""
 
-    kind: Literal["data_parallel"] = "data_parallel"
+    kind: Literal["data_parallel"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableWise:
     """The whole table on one rank."""
 
-    kind: Literal["table_wise"] = "table_wise"
+    kind: Literal["table_wise"]
     kernel: Kernel = "fused"
 
 
@@ -42,7 +42,7 @@ class TableWise:
 class RowWise:
     """Rows in equal blocks over all ranks."""
 
-    kind: Literal["row_wise"] = "row_wise"
+    kind: Literal["row_wise"]
     kernel: Kernel = "fused"
 
 
@@ -56,7 +56,7 @@ class ColumnWise:
             learns differently from the unsharded table.
     """
 
-    kind: Literal["column_wise"] = "column_wise"
+    kind: Literal["column_wise"]
     columns: int = 2
     sum_per_block: bool = False
     kernel: Kernel = "fused"
@@ -69,7 +69,7 @@ class ColumnWise:
 class TableRowWise:
     """Rows in equal blocks over the ranks of one host."""
 
-    kind: Literal["table_row_wise"] = "table_row_wise"
+    kind: Literal["table_row_wise"]
     kernel: Kernel = "fused"
 
 
@@ -77,7 +77,7 @@ class TableRowWise:
 class Grid:
     """Blocks of columns, each on one host and there in blocks of rows over its ranks. Keys as of ColumnWise."""
 
-    kind: Literal["grid"] = "grid"
+    kind: Literal["grid"]
     columns: int = 2
     sum_per_block: bool = False
     kernel: Kernel = "fused"
@@ -93,19 +93,19 @@ def layout_of(name: LayoutName | Layout) -> Layout:
     """A layout named in short has the defaults of its class."""
     match name:
         case "auto":
-            return Auto()
+            return Auto(kind=name)
         case "data_parallel":
-            return DataParallel()
+            return DataParallel(kind=name)
         case "table_wise":
-            return TableWise()
+            return TableWise(kind=name)
         case "row_wise":
-            return RowWise()
+            return RowWise(kind=name)
         case "column_wise":
-            return ColumnWise()
+            return ColumnWise(kind=name)
         case "table_row_wise":
-            return TableRowWise()
+            return TableRowWise(kind=name)
         case "grid":
-            return Grid()
+            return Grid(kind=name)
         case layout:
             return layout
 
@@ -142,8 +142,8 @@ class Hosts:
 def leaves_a_rank_empty(rows: int, ranks: int) -> bool:
     """Whether row-wise blocks, all of the first one's size, are used up before the last rank.
 
-    fbgemm's CPU kernels tell tables by where their weights begin. One without rows begins where the next does, and the
-    backward takes them for one: rows of the next get each other's gradients, without a word.
+    fbgemm's CPU kernels tell tables by where their weights begin. One without rows begins where the next does, the
+    backward takes the two for one and, where they differ in width, updates rows by wrong gradients, without a word.
     """
     return -(-rows // ranks) * (ranks - 1) >= rows
 
@@ -179,7 +179,7 @@ def check_layout(
     if isinstance(layout, RowWise | TableRowWise | Grid) and leaves_a_rank_empty(rows, sharing):
         raise UserError(
             f"{where}, and its {rows} rows in equal blocks for {sharing} ranks leave one without any, whose kernel "
-            "would train other tables wrongly: take 'table_wise' or 'data_parallel'"
+            "may train other tables wrongly: take 'table_wise' or 'data_parallel'"
         )
     if isinstance(layout, ColumnWise | Grid):
         if dim % (4 * layout.columns):

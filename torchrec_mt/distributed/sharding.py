@@ -4,11 +4,13 @@ Tables that the plan replicates have no fused optimizer: `replicated_tables` nam
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward  # type: ignore[attr-defined]
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
@@ -51,6 +53,7 @@ def shard(
             data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=True),
         )
     _take_weights_as_constants(sharded)
+    _count_updates(sharded)
     return sharded
 
 
@@ -64,6 +67,37 @@ def _take_weights_as_constants(model: nn.Module) -> None:
 
     for kernel in table_kernels(model):
         kernel.register_forward_pre_hook(say, with_kwargs=True)
+
+
+def _count_updates(model: nn.Module) -> None:
+    """Has fused kernels raise where a second backward of a step would be a second update; see `allow_one_update`."""
+
+    def watch(kernel: nn.Module, arguments: Any, pooled: Tensor) -> None:
+        def about_to_update(gradient: Tensor) -> None:
+            left = getattr(kernel, "updates_left", None)
+            if left is not None:
+                if not left:
+                    raise ValueError(
+                        "a second backward of a step reached a table whose optimizer is fused into the backward: it "
+                        "would be a second update; add the losses up and call backward once"
+                    )
+                kernel.updates_left = left - 1  # type: ignore[assignment]
+
+        if pooled.requires_grad:
+            pooled.register_hook(about_to_update)
+
+    for kernel in table_kernels(model):
+        if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen):
+            kernel.register_forward_hook(watch)
+
+
+def allow_one_update(kernels: Iterable[nn.Module]) -> None:
+    """At the start of a step: from now on, one backward through each kernel (of `table_kernels`), and no other.
+
+    Kernels for which it was never called are not watched.
+    """
+    for kernel in kernels:
+        kernel.updates_left = 1  # type: ignore[assignment]
 
 
 def table_kernels(model: nn.Module) -> list[nn.Module]:

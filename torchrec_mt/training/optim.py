@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
-from torchrec_mt.distributed.sharding import is_table, replicated_tables
+from torchrec_mt.distributed.sharding import allow_one_update, is_table, replicated_tables, table_kernels
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, plain_optimizer
 from torchrec_mt.errors import within
 from torchrec_mt.training.ema import EmaConfig, MovingAverage
@@ -62,7 +62,7 @@ class Optimizers:
         self.gradient_norm: Tensor | None = None
         replicated = replicated_tables(model)
         dense = {name: parameter for name, parameter in model.named_parameters() if not is_table(name)}
-        self._fused = model.fused_optimizer
+        self._fused, self._kernels = model.fused_optimizer, table_kernels(model)
         self._after_backward = {
             "dense": KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adam(parameters, lr=config.dense_rate))
         }
@@ -88,6 +88,7 @@ class Optimizers:
                 group["lr"] = rate * factor
         # The fused optimizer passes its rate to the kernels here; the weights moved in the backward.
         self._fused.step()
+        allow_one_update(self._kernels)
 
     def dense_gradients(self) -> list[Tensor]:
         """Of the last backward, by reference."""

@@ -5,6 +5,7 @@ environment.json     versions, device, cores  metrics.jsonl   one line per logge
 tensorboard/         the same as events       checkpoints/    to go on from, and to judge
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
+vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 
 A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
@@ -28,9 +29,10 @@ from torchrec_mt.errors import UserError
 
 MARK = "config.json"
 DATASET = "dataset.json"
+INIT = "init.json"
 _ENVIRONMENT = "environment.json"
-_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json")
-_FOLDERS = ("tensorboard", "checkpoints", "evaluation", "mined", "offending_batch")
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", INIT)
+_FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "offending_batch")
 _RECORDED = (
     "torch",
     "torchrec",

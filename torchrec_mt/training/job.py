@@ -5,12 +5,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
+from torchrec_mt.data.matching import keep_vocabularies
 from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
@@ -19,7 +21,7 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
+from torchrec_mt.runs import DATASET, INIT, MetricsLog, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
@@ -32,6 +34,7 @@ from torchrec_mt.training.preemption import preemption
 from torchrec_mt.training.run_state import Restored, RunState
 from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
 from torchrec_mt.training.validation import validate, validated_tasks
+from torchrec_mt.training.warm_start import Earlier, describe, warm_start
 from torchrec_mt.training.watchdog import Watchdog
 
 
@@ -62,6 +65,7 @@ def train(
     seed: int,
     progress: Progress,
     resume: bool = False,
+    earlier: Earlier | None = None,
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened.
 
@@ -69,7 +73,7 @@ def train(
     checkpoint; if it fails before, the earlier one is as it was.
 
     Args:
-        resume: go on from the newest whole checkpoint of the run.
+        resume: go on from the newest whole checkpoint of the run. earlier: a new run starts from this one's weights.
 
     Raises:
         UserError: on every rank; what does not fit, or cannot be read or written.
@@ -114,9 +118,12 @@ def train(
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
+    origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
+    if origin:
+        progress.started(describe(origin))
 
     after = restored.step if restored else 0
-    with _writing(run, config_json, dataset, plan, runtime, after=after) as log, preemption() as noted:
+    with _writing(run, config_json, dataset, plan, runtime, after=after, origin=origin) as log, preemption() as noted:
 
         def moved() -> CheckpointStore:
             _publish(run, log)
@@ -221,7 +228,14 @@ def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
 
 @contextmanager
 def _writing(
-    run: RunFolder, config_json: str, dataset: PreparedDataset, plan: ShardingPlan, here: Runtime, *, after: int
+    run: RunFolder,
+    config_json: str,
+    dataset: PreparedDataset,
+    plan: ShardingPlan,
+    here: Runtime,
+    *,
+    after: int,
+    origin: dict[str, Any] | None,
 ) -> Iterator[MetricsLog | None]:
     """Writes what is known before the first step, and gives the log (main rank). At the end the log is closed, and a
     run that has not taken its place removed."""
@@ -230,6 +244,9 @@ def _writing(
         run.start(config_json)
         write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
         write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
+        keep_vocabularies(dataset, run.path)
+        if origin:
+            write_atomic(run.path / INIT, json.dumps(origin, indent=1) + "\n")
 
     log = None
     try:

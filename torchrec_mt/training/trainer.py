@@ -86,6 +86,9 @@ class Progress(Protocol):
     def resumed(self, step: int, path: str, *, best: float) -> None:
         """Training goes on after a step, from the checkpoint at `path`; `best` validation so far, or -inf."""
 
+    def started(self, lines: Sequence[str]) -> None:
+        """What a new training takes of an earlier run."""
+
 
 class Keep(Protocol):
     """What keeps checkpoints; called on every rank."""

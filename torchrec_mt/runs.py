@@ -6,6 +6,7 @@ tensorboard/         the same as events       checkpoints/    to go on from, and
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
 tracking.json        the run's id in a tracker
+vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 
 A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
@@ -30,9 +31,10 @@ from torchrec_mt.errors import UserError
 MARK = "config.json"
 DATASET = "dataset.json"
 TRACKING = "tracking.json"
+INIT = "init.json"
 _ENVIRONMENT = "environment.json"
-_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", TRACKING)
-_FOLDERS = ("tensorboard", "checkpoints", "evaluation", "mined", "offending_batch")
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", TRACKING, INIT)
+_FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "offending_batch")
 _EARLIER = ("model",)
 """What earlier versions wrote."""
 _RECORDED = (

@@ -4,7 +4,8 @@ under torchrun.
 torchrun --nproc_per_node 2 -m torchrec_mt.train launch/demo.toml
 torchx run -s local_cwd dist.ddp -j 1x2 -m torchrec_mt.train -- launch/demo.toml
 
-A run that was stopped, by whatever, goes on with --resume RUN. SIGTERM ends it after a checkpoint.
+A run that was stopped, by whatever, goes on with --resume RUN. SIGTERM ends it after a checkpoint. A new run starts
+from the weights of an earlier one with --init-from RUN.
 """
 
 import argparse
@@ -29,8 +30,9 @@ from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.terminal import TrainingProgress, console
 from torchrec_mt.runs import RunFolder, job, restarted
 from torchrec_mt.training.job import train
-from torchrec_mt.training.keeper import has_checkpoint
+from torchrec_mt.training.keeper import checkpoints_path, has_checkpoint
 from torchrec_mt.training.preemption import preemption
+from torchrec_mt.training.warm_start import Earlier
 
 # Not what decides the meaning of a step, of the best validation so far, or which batches come.
 _RESUMED = (
@@ -57,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"go on with a run that was stopped, instead of CONFIG: its own config, of which --set can change "
         f"{', '.join(_RESUMED)}",
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="start from another run's best weights: rows of tables are found again by their value, so vocabularies "
+        "may have grown",
+    )
     parser.add_argument("--output", help="the run folder to write; default runs/NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
@@ -64,17 +72,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def train_run(
-    config: RunConfig, run_path: str, *, overwrite: bool = False, resume: bool = False, show: bool = True
+    config: RunConfig,
+    run_path: str,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    init_from: str | None = None,
+    show: bool = True,
 ) -> dict[str, object] | None:
     """Trains into a run folder. Returns the outcome (best step and metric, steps, path), on the main rank.
 
     Args:
-        resume: go on with the run in the folder.
+        resume: go on with the run in the folder. init_from: a run whose weights a new one starts from.
     """
     with runtime(config.runtime) as here, preemption() as noted:
         check_schema(config.dataset)
         outcome = train_here(
-            config, run_path, here, overwrite=overwrite, resume=resume, show=show, asked=lambda: noted.asked
+            config,
+            run_path,
+            here,
+            overwrite=overwrite,
+            resume=resume,
+            init_from=init_from,
+            show=show,
+            asked=lambda: noted.asked,
         )
         return outcome if here.is_main else None
 
@@ -86,6 +107,7 @@ def train_here(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    init_from: str | None = None,
     show: bool = True,
     asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, object]:
@@ -119,7 +141,14 @@ def train_here(
             progress=progress,
             asked=asked,
             resume=again,
+            earlier=on_main(lambda: _earlier(init_from)) if init_from else None,
         )
+
+
+def _earlier(path: str) -> Earlier:
+    run = RunFolder.open(path)
+    config = check_config(run.config_json(), where=path)
+    return Earlier(path=run.path, checkpoints=checkpoints_path(config.checkpoint, run.path))
 
 
 def _place(config: RunConfig, path: str, *, overwrite: bool, resume: bool) -> tuple[RunFolder, bool]:
@@ -146,8 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bool(arguments.config) == bool(arguments.resume):
         parser.error("give CONFIG files to start a run, or --resume RUN to go on with one")
     if arguments.resume:
-        if arguments.output or arguments.overwrite:
-            parser.error("--resume goes on in the run's own folder: leave out --output and --overwrite")
+        if arguments.output or arguments.overwrite or arguments.init_from:
+            parser.error("--resume goes on with the run as it is: leave out --output, --overwrite and --init-from")
         run_path = arguments.resume
         check_keys(arguments.overrides, _RESUMED)
         settled = RunFolder.open(run_path).config_json()
@@ -156,7 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config, arguments.overrides)
         run_path = arguments.output or f"runs/{config.dataset.name}"
     outcome = train_run(
-        config, run_path, overwrite=arguments.overwrite, resume=bool(arguments.resume), show=not arguments.json
+        config,
+        run_path,
+        overwrite=arguments.overwrite,
+        resume=bool(arguments.resume),
+        init_from=arguments.init_from,
+        show=not arguments.json,
     )
     if outcome is not None and arguments.json:
         print(json.dumps(outcome))

@@ -6,23 +6,16 @@ all but names and times. On another number of ranks the same pairs are read and 
 
 import fcntl
 import json
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch.distributed as dist
 
 from tests.ranks import run_on_ranks
 from tests.shop import shared_root
-from tests.tiny_run import here, tiny_config, write_tiny_dataset
-from torchrec_mt.train import train_here
+from tests.tiny_run import logged, train_with_stops, write_tiny_dataset
 from torchrec_mt.training.checkpoints.commit import COMMIT
-from torchrec_mt.training.trainer import Trainer
 
 # Of each number of ranks one group of processes trains all cases before its first test.
 pytestmark = pytest.mark.timeout(900)
@@ -54,41 +47,6 @@ CASES: dict[str, tuple[str, ...]] = {
 STOPPED_AT = [(size, step) for size, steps in ((1, (1, 2, 3, 4, 7, 11)), (2, (1, 3, 8))) for step in steps]
 
 
-class StoppedError(Exception):
-    """What a test stops a run with."""
-
-
-@contextmanager
-def stopping(how: str, at: int) -> Iterator[None]:
-    """Within, a run is stopped at a step: asked to end after it ("term"), or failing before it is taken ("fail")."""
-    step_of = Trainer.step
-
-    def step(self: Trainer, batches: Any, step: int, **named: Any) -> Any:
-        if step + 1 == at and how == "term" and dist.get_rank() == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif step == at and how == "fail":
-            raise StoppedError
-        return step_of(self, batches, step, **named)
-
-    with patch.object(Trainer, "step", step):
-        yield
-
-
-def train_with_stops(folder: Path, run: str, overrides: tuple[str, ...], stops: tuple[tuple[str, int], ...]) -> None:
-    """Trains a run into the folder, stopped and resumed on the way."""
-    config, path = tiny_config(folder / "data", "checkpoint.every=2", *overrides), str(folder / run)
-    for number, (how, at) in enumerate(stops):
-        with stopping(how, at):
-            try:
-                outcome = train_here(config, path, here(), resume=number > 0, show=False)
-            except StoppedError:
-                continue
-            assert outcome["interrupted"], f"{run} was not stopped at {at}"
-            assert outcome["steps"] == at
-    outcome = train_here(config, path, here(), resume=bool(stops), show=False)
-    assert not outcome["interrupted"]
-
-
 def train_all(folder: str) -> dict[str, Any]:
     at = Path(folder)
     for name, overrides in CASES.items():
@@ -113,16 +71,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 run_on_ranks(size, train_all, str(folder / str(size)))
                 (folder / str(size) / "done").touch()
     return folder
-
-
-def without_times(line: str) -> dict[str, Any]:
-    """A line of metrics.jsonl."""
-    values = json.loads(line)
-    return {name: value for name, value in values.items() if not name.startswith("ms/") and name != "pairs_per_second"}
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    return [without_times(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def kept(run: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.columns import Columns
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -156,6 +157,11 @@ class TrainingProgress:
         self._best = best
         if self._enabled:
             self._say(f"goes on after step {step}, from {path}")
+
+    def started(self, lines: Iterable[str]) -> None:
+        if self._enabled:
+            for line in lines:
+                self._say(escape(line))
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, soft_wrap=True)

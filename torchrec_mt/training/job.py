@@ -2,13 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchrec.distributed.types import ShardingPlan
-
-from torchrec_mt import __version__
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
@@ -16,26 +13,27 @@ from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import telling_lost_ranks
-from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
+from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.runs import DATASET, RunFolder, environment, write_atomic
+from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
 from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path, newest_checkpoint
-from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.run_state import Restored, RunState
-from torchrec_mt.training.tracking import Record, check_tracking, tracked
+from torchrec_mt.training.tracking import check_tracking, tracked
 from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
 from torchrec_mt.training.validation import validate, validated_tasks
+from torchrec_mt.training.warm_start import Earlier, describe, warm_start
 from torchrec_mt.training.watchdog import Watchdog
+from torchrec_mt.training.writing import take_place, to_both, versions, writing
 
 
 def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
@@ -66,6 +64,7 @@ def train(
     progress: Progress,
     asked: Callable[[], bool] = lambda: False,
     resume: bool = False,
+    earlier: Earlier | None = None,
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened.
 
@@ -74,6 +73,7 @@ def train(
 
     Args:
         asked: whether this rank was asked to end. resume: go on from the newest whole checkpoint of the run.
+        earlier: a new run starts from this one's weights.
 
     Raises:
         UserError: what does not fit, or cannot be read or written; another rank that is there no longer.
@@ -119,17 +119,20 @@ def train(
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
+    origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
+    if origin:
+        progress.started(describe(origin))
 
     after = restored.step if restored else 0
-    tags = {"dataset_digest": dataset.manifest.digest, "run": str(run.place.resolve()), **_versions()}
+    tags = {"dataset_digest": dataset.manifest.digest, "run": str(run.place.resolve()), **versions()}
     with (
         _telling_how_to_go_on(run, checkpoint),
-        _writing(run, config_json, dataset, plan, runtime, after=after) as log,
+        writing(run, config_json, dataset, plan, runtime, after=after, origin=origin) as log,
         tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
     ):
 
         def moved() -> CheckpointStore:
-            _publish(run, log)
+            take_place(run, log)
             return CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
 
         keeper = Keeper(
@@ -148,7 +151,7 @@ def train(
             weights=weights,
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
-            log=_both(log, track),
+            log=to_both(log, track),
             offending_path=run.offending_path,
             keep=keeper,
             asked=asked,
@@ -215,23 +218,6 @@ def _tell(restored: Restored, progress: Progress) -> None:
     progress.resumed(restored.step, restored.path, best=restored.stop.best)
 
 
-def _versions() -> dict[str, str]:
-    """Of this project and what it stands on, as tags of a tracker."""
-    versions = {"torchrec-mt": __version__, **environment()["versions"]}
-    return {f"version.{name}": version for name, version in versions.items()}
-
-
-def _both(log: MetricsLog | None, track: Record) -> Record:
-    """Writes lines to the log of the run and to its tracker; the main rank's."""
-
-    def write(step: int, kind: str, values: Mapping[str, float]) -> None:
-        if log is not None:
-            log.write(step, kind, values)
-            track(step, kind, values)
-
-    return write
-
-
 def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
     """Refuses to replace the run whose mined negatives it is trained with."""
     for source in [source for sources in (negatives.sources, *negatives.tasks.values()) for source in sources]:
@@ -260,40 +246,3 @@ def _telling_how_to_go_on(run: RunFolder, config: CheckpointConfig) -> Iterator[
             f"{error}; the newest checkpoint is '{newest}', `torchrec-mt train --resume {run.place}` goes on from it",
             exit_code=error.exit_code,
         ) from None
-
-
-@contextmanager
-def _writing(
-    run: RunFolder, config_json: str, dataset: PreparedDataset, plan: ShardingPlan, here: Runtime, *, after: int
-) -> Iterator[MetricsLog | None]:
-    """Writes what is known before the first step, and gives the log (main rank). At the end the log is closed, and a
-    run that has not taken its place removed."""
-
-    def start() -> None:
-        run.start(config_json)
-        write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
-        write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
-
-    log = None
-    try:
-        on_main(start)
-        log = MetricsLog(run, after=after or None) if here.is_main else None
-        yield log
-    finally:
-        if log:
-            log.close()
-        if here.is_main:
-            run.discard()
-
-
-def _publish(run: RunFolder, log: MetricsLog | None) -> None:
-    """The run takes the place of the earlier one; on every rank."""
-
-    def swap() -> None:
-        assert log is not None, "the main rank has the log"
-        log.close()
-        run.swap()
-        log.open(run.place)
-
-    on_main(swap)
-    run.path = run.place

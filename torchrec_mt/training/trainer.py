@@ -1,7 +1,7 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,9 @@ class Progress(Protocol):
 
     def resumed(self, step: int, path: str, *, best: float) -> None:
         """Training goes on after a step, from the checkpoint at `path`; `best` validation so far, or -inf."""
+
+    def started(self, lines: Sequence[str]) -> None:
+        """What a new training takes of an earlier run."""
 
 
 class Keep(Protocol):

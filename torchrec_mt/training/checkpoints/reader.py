@@ -58,6 +58,12 @@ class Reader(StorageReader):
         self._index = Index.loads(self._small_file(tensors_file(commit.attempt)))
         self.state: dict[str, Any] = json.loads(self._small_file(state_file(commit.attempt)))
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors, by name."""
+        told = self._index.metadata.state_dict_metadata
+        return {name: tuple(tensor.size) for name, tensor in told.items() if isinstance(tensor, TensorStorageMetadata)}
+
     def _damaged(self, file: str, what: str) -> DamagedCheckpointError:
         return DamagedCheckpointError.of(self._files.where(f"{self._folder}/{file}"), what)
 

@@ -33,6 +33,7 @@ class Loaded:
     Args:
         path: of the checkpoint.
         state: of all ranks. rank_states: of each rank that saved, however many load.
+        shapes: of all tensors that it holds, by name.
         refused: why newer ones were not used.
     """
 
@@ -40,6 +41,7 @@ class Loaded:
     path: str
     state: dict[str, Any]
     rank_states: tuple[dict[str, Any], ...]
+    shapes: dict[str, tuple[int, ...]]
     refused: tuple[str, ...] = ()
 
 
@@ -203,6 +205,7 @@ class CheckpointStore:
                 path=self._files.where(folder),
                 state=reader.state["state"],
                 rank_states=tuple(reader.state["ranks"]),
+                shapes=reader.shapes,
                 refused=refused,
             )
         except (UserError, OSError) as error:

@@ -1,4 +1,4 @@
-"""`make bench-scale`: what grows with ranks, rows and checkpoints; each part in processes of its own, in turns, medians.
+"""`make bench-scale`: what grows with ranks, rows and checkpoints; parts in processes of their own, medians of turns.
 
     python -W ignore -m tests.benchmarks.bench_scale [FOLDER] [--smoke]
 

@@ -26,7 +26,6 @@ from torchrec_mt.distributed.runtime import RuntimeConfig, runtime
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 
 ROWS, DIM, ROUNDS = 4_000_000, 64, 5
-GB = ROWS * DIM * 4 / 1e9
 
 
 def dd(source: Path, target: str, *options: str) -> None:
@@ -34,11 +33,11 @@ def dd(source: Path, target: str, *options: str) -> None:
     subprocess.run(["dd", f"if={source}", f"of={target}", "bs=8M", *options], check=True, capture_output=True)
 
 
-def measure(folder: Path) -> dict[str, float]:
+def measure(folder: Path, rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, float]:
     """Seconds, the median of the rounds; of the first save in the background apart, which takes its memory."""
     store = CheckpointStore(folder / "checkpoints", keep=1)
-    table_ND = torch.randn(ROWS, DIM)
-    tensors = {"table": Pieces((ROWS, DIM), torch.float32, [((0, 0), table_ND)])}
+    table_ND = torch.randn(rows, DIM)
+    tensors = {"table": Pieces((rows, DIM), torch.float32, [((0, 0), table_ND)])}
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def timed(name: str, function: Callable[[], Any]) -> None:
@@ -50,7 +49,7 @@ def measure(folder: Path) -> dict[str, float]:
         store.save(step, tensors, state={}, rank_state={}, background=background)
 
     found_ND = torch.zeros_like(table_ND)
-    for step in range(0, 2 * ROUNDS, 2):
+    for step in range(0, 2 * rounds, 2):
         timed("save", lambda: save(step))  # noqa: B023
         [file] = (folder / "checkpoints").glob("*/*.safetensors")
         timed("dd", lambda: dd(file, str(folder / "copy"), "conv=fsync"))  # noqa: B023
@@ -65,21 +64,37 @@ def measure(folder: Path) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def gigabytes(rows: int = ROWS) -> float:
+    """Of the table."""
+    return rows * DIM * 4 / 1e9
+
+
+def show(seconds: dict[str, float], gb: float) -> None:
+    """The table."""
+    table = Table("", "seconds", "GB/s", box=None)
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.2f}", f"{gb / value:.2f}")
+    Console().print(table)
+
+
+def ratios(seconds: dict[str, float], gb: float) -> dict[str, float]:
+    """The machine-readable last line: speeds over those of `dd`, GB a second, seconds that training is held up."""
+    figures = {
+        "save_over_dd": seconds["dd"] / seconds["save"],
+        "load_over_dd": seconds["dd, reading"] / seconds["load"],
+        "save_gb_per_s": gb / seconds["save"],
+        "load_gb_per_s": gb / seconds["load"],
+        "blocked_s": seconds["blocked"],
+    }
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
 def main() -> None:
     root = sys.argv[1] if len(sys.argv) > 1 else None
     with tempfile.TemporaryDirectory(dir=root) as folder, runtime(RuntimeConfig(device="cpu", threads=1)):
         seconds = measure(Path(folder))
-    table = Table("", "seconds", "GB/s", box=None)
-    for name, value in seconds.items():
-        table.add_row(name, f"{value:.2f}", f"{GB / value:.2f}")
-    Console().print(table)
-    figures = {
-        "save_over_dd": seconds["dd"] / seconds["save"],
-        "save_gb_per_s": GB / seconds["save"],
-        "load_gb_per_s": GB / seconds["load"],
-        "blocked_s": seconds["blocked"],
-    }
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+    show(seconds, gigabytes())
+    print(json.dumps(ratios(seconds, gigabytes())))
 
 
 if __name__ == "__main__":

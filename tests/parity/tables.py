@@ -169,6 +169,13 @@ class Training:
         return table_state(self.model, self.rule, self.optimizers.combined)
 
     def step(self, step: int) -> None:
+        self.optimizers.set_rate(step)
+        self.optimizers.zero_grad()
+        self.pass_backward(step)
+        self.optimizers.step()
+
+    def pass_backward(self, step: int) -> None:
+        """Forward and backward alone: updates tables whose optimizer is fused into it."""
         mine = slice(self.rank * ROWS // self.size, (self.rank + 1) * ROWS // self.size)
         given = {key: (ids[mine], weight_BD[mine]) for key, (ids, weight_BD) in batch(step).items()}
         bags = [bag for ids, _ in given.values() for bag in ids]
@@ -179,10 +186,7 @@ class Training:
             lengths=torch.tensor([len(bag) for bag in bags]),
             weights=torch.ones(len(values)),
         )
-        self.optimizers.set_rate(step)
-        self.optimizers.zero_grad()
         self.model(features, {key: weight_BD for key, (_, weight_BD) in given.items()}).backward()
-        self.optimizers.step()
 
 
 def place_on_hosts() -> None:

@@ -21,7 +21,8 @@ from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
 from torchrec_mt.distributed.table_optimizers import Adagrad, RowWiseAdagrad, Sgd, TableOptimizer
 from torchrec_mt.distributed.table_state import Value, table_state
 from torchrec_mt.models.embeddings import TableSpec, embedding_collection
-from torchrec_mt.training.optim import OptimConfig, Optimizers, rate_factor
+from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.schedule import CosineSchedule, rate_factor
 
 STEPS, ROWS = 10, 8
 """Steps of training, and rows of a batch of all ranks."""
@@ -110,7 +111,7 @@ def by_hand(kind: str, blocks: dict[str, int]) -> dict[int, dict[str, Tensor]]:
     """State after each step: weights and sums of squares, by plain tensors and formulas."""
     weights, states = start(), {}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}  # a row's sum, once for each column
-    config = OptimConfig(warmup_steps=2, table_rate=0.1)
+    config = OptimConfig(schedule=CosineSchedule(warmup_steps=2), table_rate=0.1)
     for step in range(STEPS):
         rate = config.table_rate * rate_factor(config, step, STEPS)
         for spec in SPECS:
@@ -154,7 +155,7 @@ class Training:
             optimizer=self.rule,
         )
         self.model: DistributedModelParallel = shard(module, plan, device)
-        config = OptimConfig(tables=self.rule, table_rate=0.1, warmup_steps=2)
+        config = OptimConfig(tables=self.rule, table_rate=0.1, schedule=CosineSchedule(warmup_steps=2))
         self.optimizers = Optimizers(config, self.model, STEPS)
         self._fill(start())
 
@@ -169,6 +170,13 @@ class Training:
         return table_state(self.model, self.rule, self.optimizers.combined)
 
     def step(self, step: int) -> None:
+        self.optimizers.set_rate(step)
+        self.optimizers.zero_grad()
+        self.pass_backward(step)
+        self.optimizers.step()
+
+    def pass_backward(self, step: int) -> None:
+        """Forward and backward alone: updates tables whose optimizer is fused into it."""
         mine = slice(self.rank * ROWS // self.size, (self.rank + 1) * ROWS // self.size)
         given = {key: (ids[mine], weight_BD[mine]) for key, (ids, weight_BD) in batch(step).items()}
         bags = [bag for ids, _ in given.values() for bag in ids]
@@ -179,10 +187,7 @@ class Training:
             lengths=torch.tensor([len(bag) for bag in bags]),
             weights=torch.ones(len(values)),
         )
-        self.optimizers.set_rate(step)
-        self.optimizers.zero_grad()
         self.model(features, {key: weight_BD for key, (_, weight_BD) in given.items()}).backward()
-        self.optimizers.step()
 
 
 def place_on_hosts() -> None:

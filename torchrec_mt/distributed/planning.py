@@ -156,14 +156,40 @@ def make_plan(
         UserError: on every rank, if a layout cannot be right, planning fails on any, or ranks come to different plans;
             communication that the device has not.
     """
+    plan, failure = None, None
+    try:
+        plan = _plan(module, config, pooling_factors, batch_size, device_type, optimizer or RowWiseAdagrad())
+    except UserError as error:
+        failure = str(error)
+    outcomes: list[tuple[str | None, str]] = [(None, "")] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (failure, json.dumps(describe_plan(plan), sort_keys=True)))
+    failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
+    if failures:
+        raise UserError(failure or f"rank {failures[0][0]} failed: {failures[0][1]}")
+    if len(set(outcomes)) > 1:
+        raise UserError(
+            "planning the tables failed: ranks came to different plans: give all the same config and dataset"
+        )
+    assert plan is not None
+    return plan
+
+
+def _plan(
+    module: nn.Module,
+    config: ShardingConfig,
+    pooling_factors: Mapping[str, list[float]],
+    batch_size: int,
+    device_type: str,
+    optimizer: TableOptimizer,
+) -> ShardingPlan:
+    """This rank's own plan, without a word to the others."""
     unknown = set(config.tables) - set(pooling_factors)
     if unknown:
         raise UserError(
             f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}"
         )
     world_size = dist.get_world_size()
-    hosts, shapes = Hosts.of(world_size), table_shapes(module)
-    constraints = {}
+    hosts, shapes, constraints = Hosts.of(world_size), table_shapes(module), {}
     for table, factors in pooling_factors.items():
         layout, (rows, dim) = config.of(table), shapes[table]
         check_layout(
@@ -171,7 +197,7 @@ def make_plan(
             layout,
             rows=rows,
             dim=dim,
-            optimizer=optimizer or RowWiseAdagrad(),
+            optimizer=optimizer,
             device_type=device_type,
             hosts=hosts,
             world_size=world_size,
@@ -194,17 +220,10 @@ def make_plan(
         storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
         debug=False,
     )
-    plan, failure = None, None
     try:
-        plan = planner.plan(module, [sharder])
+        return planner.plan(module, [sharder])
     except PlannerError as error:
-        failure = str(error)
-    outcomes: list[str | None] = [None] * world_size
-    dist.all_gather_object(outcomes, failure or json.dumps(describe_plan(plan), sort_keys=True))
-    if failure or len(set(outcomes)) > 1:
-        raise UserError(f"planning the tables failed: {failure or 'ranks came to different plans'}")
-    assert plan is not None
-    return plan
+        raise UserError(f"planning the tables failed: {error}") from None
 
 
 def table_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,70 @@
+"""Whatever goes wrong while planning ends every rank with a message, also where one rank alone sees it."""
+
+import os
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
+from tests.parity.tables import SPECS, Tables
+from tests.ranks import run_on_ranks
+from torchrec_mt.distributed.layouts import LayoutName
+from torchrec_mt.distributed.planning import ShardingConfig, describe_plan, make_plan
+from torchrec_mt.distributed.quiet import quiet_dependencies
+from torchrec_mt.errors import UserError
+from torchrec_mt.models.embeddings import TableSpec, embedding_collection
+
+FACTORS = {spec.name: [2.0] * len(spec.keys) for spec in SPECS}
+
+
+def said(
+    default: LayoutName, *, factors: Mapping[str, list[float]] = FACTORS, module: torch.nn.Module | None = None
+) -> str:
+    try:
+        make_plan(
+            module or Tables(),
+            ShardingConfig(default=default),
+            pooling_factors=factors,
+            batch_size=8,
+            device_type="cpu",
+        )
+    except UserError as error:
+        return str(error)
+    return "planned"
+
+
+def too_large() -> torch.nn.Module:
+    return embedding_collection([TableSpec(name="a", rows=10**12, dim=16, keys=("a0",))], torch.device("meta"))
+
+
+def few_rows() -> str:
+    """What `auto` chooses for a table whose row-wise blocks would leave a rank without any."""
+    module = embedding_collection([TableSpec(name="a", rows=1, dim=16, keys=("a0",))], torch.device("meta"))
+    plan = make_plan(module, ShardingConfig(), pooling_factors={"a": [1.0]}, batch_size=10**6, device_type="cpu")
+    return str(describe_plan(plan)["a"]["sharding_type"])
+
+
+def all_mistakes() -> dict[str, str]:
+    quiet_dependencies()
+    rank = dist.get_rank()
+    found = {
+        "different": said("row_wise" if rank else "table_wise"),
+        "too large": said("row_wise", factors={"a": [1.0]}, module=too_large() if rank else None),
+        "few rows": few_rows(),
+    }
+    os.environ["LOCAL_WORLD_SIZE"] = "1" if rank else "2"  # two ranks of unlike hosts
+    return found | {"hosts": said("table_row_wise")}
+
+
+def test_all_ranks_end_with_a_message() -> None:
+    ranks = run_on_ranks(2, all_mistakes)
+    assert {rank["different"] for rank in ranks} == {
+        "planning the tables failed: ranks came to different plans: give all the same config and dataset"
+    }
+    assert ranks[1]["too large"].startswith("planning the tables failed: ")
+    assert ranks[0]["too large"] == f"rank 1 failed: {ranks[1]['too large']}"
+    assert {rank["few rows"] for rank in ranks} == {"table_wise"}
+    assert ranks[0]["hosts"].startswith(
+        "sharding of table 'a' is 'table_row_wise', which lays tables on hosts, and all"
+    )
+    assert ranks[1]["hosts"] == f"rank 0 failed: {ranks[0]['hosts']}"

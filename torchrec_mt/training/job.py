@@ -139,14 +139,16 @@ def train(
             asked=asked,
             progress=progress,
         )
-        with Watchdog(
-            lambda: trainer.clock.position,
-            seconds=trainer_config.stuck_seconds,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
+        with (
+            keeper.at_work(),
+            Watchdog(
+                lambda: trainer.clock.position,
+                seconds=trainer_config.stuck_seconds,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+            ),
         ):
             taken = trainer.run(iter(reader), steps, after=after, stop=restored.stop if restored else None)
-        keeper.close()
         outcome = {
             "run": str(run.place),
             "steps": taken.step,

@@ -1,6 +1,7 @@
 """When a training's checkpoints are written, and under which marks they are kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,10 +119,17 @@ class Keeper:
         self._best.append((value, mark))
         return [mark]
 
-    def close(self) -> None:
-        """Waits for what is being written.
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around the training: waits at its end for what is being written, also where it fails.
 
         Raises:
             UserError: on every rank; it cannot be written.
         """
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # what ended the training is what to tell
+                self._store.close()
+            raise
         self._store.close()

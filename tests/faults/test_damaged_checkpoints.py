@@ -1,4 +1,4 @@
-"""Damaged checkpoints: the newest whole one is used and it is said so; where none is whole, one message, exit code 2."""
+"""Damaged checkpoints: the newest whole one is used and it is said so; none is whole: one message, exit code 2."""
 
 import os
 import shutil

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torchrec_mt.data.opening import Mapped
 from torchrec_mt.data.reader import Reader
 from torchrec_mt.training import job
 from torchrec_mt.training.objective import Objective
@@ -102,7 +103,14 @@ def no_number(step: int, guilty: int, rank: int) -> None:
         Objective.__call__ = called  # type: ignore[method-assign]
 
 
-def changed_before(step: int, change: Callable[[], None], guilty: int, rank: int) -> None:
-    """Something outside changes when a step is about to read its batch."""
+def changed_after(step: int, change: Callable[[], None], guilty: int, rank: int) -> None:
+    """Something outside changes after a step's batch was read, and before that of the next."""
+    if rank == guilty:
+        steps = iter(range(step + 1))
+        _before(Mapped, "check", lambda *given: change() if next(steps, None) == step else None)
+
+
+def changed_within(step: int, change: Callable[[], None], guilty: int, rank: int) -> None:
+    """The same while a step's batch is read."""
     if rank == guilty:
         _before(Reader, "_lane", lambda reader, lane, before, streams: change() if before + 1 == step else None)

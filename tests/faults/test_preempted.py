@@ -1,4 +1,4 @@
-"""SIGTERM: a checkpoint, exit code 0, and the same bits as if it had never come; twice, and the process ends."""
+"""SIGTERM: a checkpoint, exit code 0, the same bits as if it had never come; twice, and the process ends at once."""
 
 import shutil
 import signal

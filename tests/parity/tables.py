@@ -113,7 +113,7 @@ def by_hand(kind: str, blocks: dict[str, int]) -> dict[int, dict[str, Tensor]]:
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}  # a row's sum, once for each column
     config = OptimConfig(schedule=CosineSchedule(warmup_steps=2), table_rate=0.1)
     for step in range(STEPS):
-        rate = config.table_rate * rate_factor(config, step, STEPS)
+        rate = config.table_rate * rate_factor(config.schedule, step, STEPS)
         for spec in SPECS:
             gradient = torch.zeros(spec.rows, spec.dim)
             for key in spec.keys:

@@ -1,5 +1,6 @@
 """The process's place in the job: rank, number of ranks, device. One process needs no launcher and no port."""
 
+import faulthandler
 import os
 import random
 from collections.abc import Iterator
@@ -84,6 +85,8 @@ def runtime(config: RuntimeConfig) -> Iterator[Runtime]:
         UserError: a device that is not there; another rank that is there no longer.
     """
     quiet_dependencies()
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # a process that native code kills, or a mapped file that was cut off, says where it was
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torchrec_mt.errors import UserError
@@ -36,14 +37,22 @@ class MetricsLog:
         self._board = SummaryWriter(str(path / "tensorboard"), purge_step=None if after is None else after + 1)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """One line: step, kind ("train" or "valid"), and the values."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
+        """One line: step, kind ("train" or "valid"), and the values.
+
+        Raises:
+            OSError: naming the file.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what a failed write left, which was told
+            self._file.close()
         self._board.close()
 
 

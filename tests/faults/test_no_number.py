@@ -1,0 +1,24 @@
+"""A loss that is no number on one rank of two: the message says from where to go on, and what was kept is whole."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.faulty import no_number
+from tests.jobs import STEPS, Job, newest, resumed, small, state_after
+
+
+def test_going_on_after_it(debug_shop: Path, uninterrupted: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [*small(debug_shop, "checkpoint.every=3"), f"--output={run}"]
+    ended = Job(tmp_path / "said", arguments, ranks=2, fault=partial(no_number, 8, 1)).wait(30)
+    assert [one.code for one in ended] == [1, 1]
+    for one in ended:
+        assert one.error.startswith("error: the loss at step 8 is no finite number (")
+        assert f"the newest checkpoint is '{run}/checkpoints/step-0000000006'" in one.error
+        assert f"`torchrec-mt train --resume {run}` goes on from it" in one.error
+    assert newest(run) == 6
+    assert sorted(file.name for file in (run / "offending_batch").iterdir()) == ["rank-0.pt", "rank-1.pt"]
+    resumed(tmp_path / "again", run, ranks=2)
+    assert state_after(run, STEPS) == uninterrupted(2)

@@ -84,6 +84,7 @@ def test_the_tables_name_every_layout_table_and_save(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some ten processes, each of which imports torch
 def test_on_tiny_sizes_the_last_line_is_one_json_object(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,24 +77,33 @@ class ShardingConfig:
         return layout_of(self.tables.get(table, self.default))
 
 
-def for_reading(config: ShardingConfig, *, device_type: str, world_size: int) -> ShardingConfig:
+def for_reading(
+    config: ShardingConfig, tables: Mapping[str, int], *, device_type: str, world_size: int
+) -> ShardingConfig:
     """The layouts for a trained model that is only read, on a machine that may be another than it was trained on.
 
     Every layout reads the same numbers, so what the present machine cannot have is left to `auto`.
+
+    Args:
+        tables: rows of each.
     """
     hosts = Hosts.of(world_size)
 
-    def readable(name: LayoutName | Layout) -> LayoutName | Layout:
-        layout = layout_of(name)
+    def readable(layout: Layout, rows: int) -> Layout | LayoutName:
         if kernel_of(layout) not in ("fused", "dense") and device_type != "cuda":
             return "auto"
-        if isinstance(layout, TableRowWise):
-            return layout if hosts and hosts.count > 1 else "auto"
-        return "auto" if isinstance(layout, ColumnWise | Grid) else layout
+        match layout:
+            case RowWise():
+                return "auto" if leaves_a_rank_empty(rows, world_size) else layout
+            case TableRowWise():
+                fits = hosts and hosts.count > 1 and not leaves_a_rank_empty(rows, hosts.ranks)
+                return layout if fits else "auto"
+            case ColumnWise() | Grid():
+                return "auto"
+            case _:
+                return layout
 
-    return ShardingConfig(
-        default=readable(config.default), tables={table: readable(name) for table, name in config.tables.items()}
-    )
+    return ShardingConfig(tables={table: readable(config.of(table), rows) for table, rows in tables.items()})
 
 
 class Sharder(EmbeddingBagCollectionSharder):

@@ -39,7 +39,7 @@ def load_run_model(
         dataset.manifest,
         schema,
         model_config,
-        for_reading(sharding, device_type=runtime.device.type, world_size=runtime.world_size),
+        for_reading(sharding, dataset.manifest.tables, device_type=runtime.device.type, world_size=runtime.world_size),
         losses=losses,
         runtime=runtime,
         seed=0,

@@ -1,7 +1,6 @@
 """Which layouts are refused and what is said; what a config may write; what a reader of a trained model gets."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,6 @@ from torchrec_mt.distributed.layouts import (
     TableRowWise,
     TableWise,
     check_layout,
-    layout_of,
     leaves_a_rank_empty,
 )
 from torchrec_mt.distributed.planning import ShardingConfig, for_reading
@@ -205,24 +203,24 @@ def test_a_mistake_names_its_key(override: str, said: str) -> None:
     assert str(caught.value).count(";") == 0, str(caught.value)
 
 
-def _kinds(config: ShardingConfig) -> Iterator[str]:
-    yield layout_of(config.default).kind
-    for table in config.tables:
-        yield config.of(table).kind
-
-
 def test_a_trained_model_is_read_where_its_layout_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ShardingConfig(
         default="table_row_wise",
         tables={
-            "a": Grid(kind="grid", sum_per_block=True),
-            "b": RowWise(kind="row_wise", kernel="fused_uvm"),
-            "c": "row_wise",
-            "d": "data_parallel",
+            "grid": Grid(kind="grid", sum_per_block=True),
+            "uvm": RowWise(kind="row_wise", kernel="fused_uvm"),
+            "rows": "row_wise",
+            "few": "row_wise",
+            "copies": "data_parallel",
         },
     )
-    here = for_reading(config, device_type="cpu", world_size=2)
-    assert list(_kinds(here)) == ["auto", "auto", "auto", "row_wise", "data_parallel"]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    there = for_reading(config, device_type="cuda", world_size=2)
-    assert list(_kinds(there)) == ["table_row_wise", "auto", "row_wise", "row_wise", "data_parallel"]
+    tables = {"hosts": 100, "grid": 100, "uvm": 100, "rows": 100, "few": 5, "copies": 5}
+
+    def kinds(device_type: str) -> dict[str, str]:
+        here = for_reading(config, tables, device_type=device_type, world_size=4)
+        return {table: here.of(table).kind for table in tables}
+
+    kept = {"rows": "row_wise", "few": "auto", "copies": "data_parallel", "grid": "auto"}
+    assert kinds("cpu") == {**kept, "hosts": "auto", "uvm": "auto"}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert kinds("cuda") == {**kept, "hosts": "table_row_wise", "uvm": "row_wise"}

@@ -1,7 +1,9 @@
-"""A run that goes on with another number of ranks reads the same pairs in the same order, and has the same losses
-within 1e-6 over ten steps (at usual learning rates: sums are taken in another order, and high ones make much of that).
+"""A run that goes on with another number of ranks reads the same pairs in the same order, and has the same losses over
+ten steps but for the order of float32 sums: 1e-5 of a loss, as in test_world_size.py.
 
-Tower dropout is left out: its noise is that of each rank. All else that is random comes from the reader's seeds.
+Measured: up to 1.1e-6 (1.3e-6 without memory and streaming frequencies, 1.5e-6 at higher rates); the same two ranks
+that go on with other layouts of tables differ by up to 1.3e-6, too. Tower dropout is left out: its noise is that of
+each rank. All else that is random comes from the reader's seeds.
 """
 
 import fcntl
@@ -111,5 +113,5 @@ def test_another_number_of_ranks_goes_on_alike(trained: Any, before: int, after:
     assert [(line["step"], line["kind"]) for line in these] == [(line["step"], line["kind"]) for line in those]
     for line, other in zip(these, those, strict=True):
         names = [name for name in other if name.startswith("loss/")]
-        np.testing.assert_allclose([line[n] for n in names], [other[n] for n in names], rtol=1e-6, err_msg=str(line))
+        np.testing.assert_allclose([line[n] for n in names], [other[n] for n in names], rtol=1e-5, err_msg=str(line))
     assert json.loads((root / run / "training.json").read_text())["steps"] == STEPS

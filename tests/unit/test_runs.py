@@ -35,7 +35,7 @@ def config(number: int) -> str:
 def earlier_run(path: Path) -> RunFolder:
     run = RunFolder.create(path)
     run.start(config(1))
-    (run.path / "model").mkdir()
+    (run.path / "checkpoints").mkdir()
     return run
 
 
@@ -45,7 +45,7 @@ def test_a_new_run_is_written_in_its_place(tmp_path: Path) -> None:
     assert RunFolder.open(run.path).config_json()["trainer"] == {"steps": 1}
     assert json.loads((run.path / "environment.json").read_text())["versions"]["torch"].startswith("2.13")
     run.discard()
-    assert (run.path / "model").is_dir()
+    assert (run.path / "checkpoints").is_dir()
 
 
 def test_an_earlier_run_is_replaced_only_on_request_and_only_by_a_swap(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_an_earlier_run_is_replaced_only_on_request_and_only_by_a_swap(tmp_path:
     again.swap()
     assert list(tmp_path.iterdir()) == [place]
     assert RunFolder.open(place).config_json()["trainer"] == {"steps": 2}
-    assert not (place / "model").exists()
+    assert not (place / "checkpoints").exists()
     assert (place / "notes.txt").exists()
 
 

@@ -1,7 +1,7 @@
 """Which rows of an earlier run's tables are rows of the present ones: those of the same value.
 
-A run keeps the vocabularies it was trained with, since its dataset is often prepared anew in its place. They are a
-tenth of its tables or less.
+A run keeps the vocabularies it was trained with, since its dataset is often prepared anew in its place (3 to
+6% of the weights of tables of a thousand rows or more, dims of 64 and 128).
 """
 
 import shutil

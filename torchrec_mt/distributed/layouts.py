@@ -143,7 +143,7 @@ def leaves_a_rank_empty(rows: int, ranks: int) -> bool:
     """Whether row-wise blocks, all of the first one's size, are used up before the last rank.
 
     fbgemm's CPU backward tells tables by the rows counted up to each (`hash_size_cumsum`). One without rows counts as
-    much as the next: the two are taken for one and, where they differ in width, rows get wrong gradients, without a word.
+    much as the next: the two are taken for one and, where they differ in width, rows get wrong gradients unnoticed.
     """
     return -(-rows // ranks) * (ranks - 1) >= rows
 

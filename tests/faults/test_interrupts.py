@@ -51,7 +51,7 @@ def test_a_first_run_has_no_model_and_says_so(root: Path, tmp_path: Path, capsys
     assert done.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in done.stderr
     assert exit_code_of(lambda: evaluate([str(run)])) == 2
-    assert "no model at" in capsys.readouterr().err
+    assert "is marked 'best': train first" in capsys.readouterr().err
 
 
 def test_a_run_that_was_to_replace_another_leaves_it(root: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_all_ranks_stop_and_say_why(stopped: tuple[Path, list[dict[str, Any]]], 
         assert f"the batch is in '{folder / value / 'offending_batch'}'" in line
         assert found[value]["steps"] == ([] if rank else [1, 2])
         assert found[value]["untouched"]
-    assert not (folder / value / "model").exists()
+    assert not (folder / value / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("value", list(GUILTY))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.jobs import STEPS, free_port, newest, resumed, small, state_after
 from tests.launched import Agent
 
@@ -26,6 +28,7 @@ def test_a_rank_that_dies_is_started_again(debug_shop: Path, uninterrupted: Unin
     assert state_after(run, STEPS) == uninterrupted(2)
 
 
+@pytest.mark.slow
 def test_before_the_first_checkpoint_it_begins_again(
     debug_shop: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
@@ -39,6 +42,7 @@ def test_before_the_first_checkpoint_it_begins_again(
     assert state_after(run, STEPS)["log"] == uninterrupted(2)["log"]
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_gone(debug_shop: Path, tmp_path: Path) -> None:
     """Two machines with a rank each; one vanishes, the other goes on alone, on the same batches."""
     run, port = tmp_path / "run", free_port()
@@ -57,8 +61,6 @@ def test_a_machine_that_is_gone(debug_shop: Path, tmp_path: Path) -> None:
     first = Agent(tmp_path / "first", [*options, f"--rdzv-conf=is_host=1,{timing}"], arguments)
     second = Agent(tmp_path / "second", [*options, f"--rdzv-conf=is_host=0,{timing}"], arguments)
     first.until(lambda: newest(run) >= 3)
-    assert "config" in {path.stem for path in run.iterdir()}
-    before = newest(run)
     second.kill_machine()
     assert first.wait() == 0, first.said
     assert "goes on after step " in first.said
@@ -67,22 +69,18 @@ def test_a_machine_that_is_gone(debug_shop: Path, tmp_path: Path) -> None:
     assert commit["ranks"] == 1
     [state] = (run / f"checkpoints/step-{STEPS:010}").glob("state.*.json")
     assert json.loads(state.read_text())["state"]["reader"]["lanes"] == 2
-    assert before < STEPS
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher(debug_shop: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     """It passes it on, and waits for the ranks; its own exit code is that of a job that was stopped."""
     run = tmp_path / "run"
     options = ["--standalone", "--nproc_per_node=2", "--monitor-interval=0.1"]
-    agent = Agent(tmp_path / "said", options, [*small(debug_shop, "trainer.log_every=2"), f"--output={run}"])
+    agent = Agent(tmp_path / "said", options, [*small(debug_shop), f"--output={run}"])
     agent.until(lambda: newest(run) >= 2)
     agent.send(signal.SIGTERM)
     assert agent.wait(20) == 1
     assert "asked to end: stopped after step " in agent.said
     assert newest(run) < STEPS
-    resumed(tmp_path / "again", run, "trainer.log_every=1", ranks=2)
-    assert without_log(state_after(run, STEPS)) == without_log(uninterrupted(2))
-
-
-def without_log(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if key != "log"}
+    resumed(tmp_path / "again", run, ranks=2)
+    assert state_after(run, STEPS) == uninterrupted(2)

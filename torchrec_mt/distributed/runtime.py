@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from torchrec_mt.distributed.joining import join_job
 from torchrec_mt.distributed.lost import telling_lost_ranks
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError, within
@@ -95,7 +96,7 @@ def runtime(config: RuntimeConfig) -> Iterator[Runtime]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=config.timeout_minutes)
     if launched:
-        dist.init_process_group(backend, timeout=timeout)
+        join_job(backend, timeout)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     try:

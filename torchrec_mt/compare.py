@@ -13,7 +13,11 @@ from torchrec_mt.reporting.comparison import comparison_table
 from torchrec_mt.reporting.terminal import console
 from torchrec_mt.retrieval.comparison import Judgement, compare_runs
 from torchrec_mt.retrieval.records import records_path
-from torchrec_mt.runs import RunFolder
+from torchrec_mt.runs import MARK, RunFolder
+from torchrec_mt.storage import local_copy
+
+_PARTS = (MARK, "evaluation")
+"""What is read of a run that a URL names."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     first, second = (
-        Judgement.open(run, records_path(RunFolder.open(run).evaluation_path))
+        Judgement.open(run, records_path(RunFolder.open(local_copy(run, mark=MARK, parts=_PARTS)).evaluation_path))
         for run in (arguments.first, arguments.second)
     )
     compared = compare_runs(first, second, tasks=arguments.tasks, metrics=arguments.metrics)

@@ -31,6 +31,10 @@ DATASET = "dataset.json"
 _ENVIRONMENT = "environment.json"
 _FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json")
 _FOLDERS = ("tensorboard", "model", "evaluation", "mined", "offending_batch")
+PARTS = (*_FILES, *_FOLDERS)
+"""What of a run travels to a URL."""
+READ_PARTS = (*_FILES, "model", "evaluation")
+"""What of it a program needs that judges or uses its model."""
 _RECORDED = (
     "torch",
     "torchrec",

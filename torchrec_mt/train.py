@@ -16,7 +16,8 @@ from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.terminal import TrainingProgress, console
-from torchrec_mt.runs import RunFolder
+from torchrec_mt.runs import MARK, PARTS, RunFolder
+from torchrec_mt.storage import Output
 from torchrec_mt.training.job import train
 
 
@@ -26,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="torchrec-mt train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument("--output", help="the run folder to write; default runs/NAME")
+    parser.add_argument("--output", help="the run folder to write, or a URL such as s3://bucket/run; default runs/NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     return parser
@@ -40,7 +41,8 @@ def train_run(
         check_schema(config.dataset)
         dataset = PreparedDataset.open(config.dataset.path)
         dataset.check_declaration(config.dataset)
-        run = on_main(lambda: RunFolder.create(run_path, overwrite=overwrite))
+        output = Output(run_path, mark=MARK, parts=PARTS)
+        run = on_main(lambda: RunFolder.create(output.folder(), overwrite=overwrite))
         with TrainingProgress(enabled=show and here.is_main) as progress:
             outcome = train(
                 run,
@@ -58,8 +60,10 @@ def train_run(
                 runtime=here,
                 seed=config.runtime.seed,
                 progress=progress,
+                published=output.try_push,
             )
-        return outcome if here.is_main else None
+            on_main(output.push)
+        return outcome | {"run": run_path} if here.is_main else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

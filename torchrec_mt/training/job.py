@@ -1,7 +1,7 @@
 """A training job: reader, model, optimizers and validation wired into a run folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,11 +84,13 @@ def train(
     runtime: Runtime,
     seed: int,
     progress: Progress,
+    published: Callable[[], None],
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened.
 
     Nothing is written before all is known to fit. A run that replaces an earlier one takes its place with its first
-    saved model; if it fails before, the earlier one is as it was.
+    saved model; if it fails before, the earlier one is as it was. `published` is called on the main rank whenever the
+    run in its place has a new model.
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
     _check_mined(negatives, run)
@@ -130,7 +132,7 @@ def train(
             log=log.write if log else lambda step, kind, values: None,
             run_path=run.path,
             offending_path=run.offending_path,
-            publish=lambda: _publish(run, log),
+            publish=lambda: _publish(run, log, published),
             progress=progress,
         )
         stop, taken = trainer.run(iter(reader), steps)
@@ -177,8 +179,8 @@ def _writing(
             run.discard()
 
 
-def _publish(run: RunFolder, log: MetricsLog | None) -> Path:
-    """The run takes the place of the earlier one, if it has not yet; on every rank."""
+def _publish(run: RunFolder, log: MetricsLog | None, published: Callable[[], None]) -> Path:
+    """The run takes the place of the earlier one, if it has not yet, and is there to be read; on every rank."""
 
     def swap() -> None:
         assert log is not None, "the main rank has the log"
@@ -189,6 +191,7 @@ def _publish(run: RunFolder, log: MetricsLog | None) -> Path:
     if run.is_aside:
         on_main(swap)
         run.path = run.place
+    on_main(published)
     return run.path
 
 

@@ -1,7 +1,6 @@
 """An S3 server on this machine, and a proxy before it that fails as it is told to. Nothing else is ever contacted."""
 
 import http.client
-import json
 import os
 import re
 import socket
@@ -69,6 +68,11 @@ class Proxy(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, str]] = []
         self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """No fault any more, nothing asked yet."""
+        with self._lock:
+            self.faults, self.asked = [], []
 
     def take_fault(self, method: str, path: str) -> int | str | None:
         with self._lock:
@@ -142,6 +146,17 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 
 
+@contextmanager
+def s3_behind_proxy() -> Iterator[Proxy]:
+    """Both, running."""
+    with s3_server() as port, Proxy(port) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
+
+
 def only_here(monkeypatch: pytest.MonkeyPatch, proxy: Proxy, cache: Path) -> None:
     """Sets the environment such that the proxy is all the S3 there is, and the cache is a test's own."""
     for name in list(os.environ):
@@ -172,7 +187,3 @@ def make_bucket(proxy: Proxy, name: str) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def as_json(text: str) -> Any:
-    return json.loads(text)

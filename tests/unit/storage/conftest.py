@@ -1,27 +1,24 @@
-"""One S3 server for the tests of this folder, a proxy, a bucket and a cache of its own for each test."""
+"""One S3 server with a proxy before it for the tests of this folder; a bucket and a cache of its own for each test."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.object_store import Proxy, make_bucket, only_here, s3_server
+from tests.object_store import Proxy, make_bucket, only_here, s3_behind_proxy
 
 
 @pytest.fixture(scope="session")
-def s3_port() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
+def running_proxy() -> Iterator[Proxy]:
+    with s3_behind_proxy() as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def proxy(s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(s3_port) as proxy:
-        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
-        only_here(monkeypatch, proxy, tmp_path / "cache")
-        yield proxy
-        proxy.shutdown()
+def proxy(running_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    running_proxy.forget()
+    only_here(monkeypatch, running_proxy, tmp_path / "cache")
+    return running_proxy
 
 
 @pytest.fixture

@@ -104,9 +104,10 @@ def test_the_same_dataset_run_and_judgement_as_on_a_disk(
     proxy: Proxy,
 ) -> None:
     assert remote["faults left"] == 0
-    machine("evaluating")
+    machine("looking")
     assert PreparedDataset.open(DATA).manifest.digest == PreparedDataset.open(root / "debug").manifest.digest
     assert losses(fetch(RUN)) == losses(local)
+    machine("evaluating")
     proxy.faults = [Fault("GET", "runs/one/model", "cut"), Fault("PUT", "evaluation", 503)]
     capsys.readouterr()
     assert evaluate([RUN, "--json"]) == 0

@@ -139,7 +139,7 @@ def _from_client(error: BaseException) -> BaseException | None:
     """The client's own error behind one that is being handled."""
     seen: BaseException | None = error
     while seen is not None:
-        if type(seen).__module__.startswith(("botocore.", "aiobotocore.")):
+        if type(seen).__module__.startswith(("botocore.", "aiobotocore.", "aiohttp.")):
             return seen
         seen = seen.__cause__
     return None
@@ -153,7 +153,7 @@ def _explanation(error: BaseException) -> str:
             return f"no credentials ({text}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         if _is_broken_connection(error):
             return (
-                f"no whole answer ({kind}: {text}), tried {_times(_WATCH.tries())}: see to the network and to "
+                f"no whole answer ({kind}: {text}), tried {_times(_tries(error))}: see to the network and to "
                 "AWS_ENDPOINT_URL, then run again"
             )
         return f"the storage's client refuses it ({kind}: {text}): mend the URL or the AWS settings"
@@ -177,7 +177,16 @@ def _explanation(error: BaseException) -> str:
 
 
 def _is_broken_connection(error: BaseException) -> bool:
-    return any(one.__name__ in ("HTTPClientError", "ConnectionError") for one in type(error).__mro__)
+    return any(one.__name__ in ("HTTPClientError", "ConnectionError", "ClientError") for one in type(error).__mro__)
+
+
+def _tries(error: BaseException) -> int:
+    """How often a request was tried; an answer whose body breaks off is one for botocore, and s3fs asks again."""
+    if type(error).__module__.startswith("aiohttp."):
+        from s3fs import S3FileSystem  # an extra of ours
+
+        return int(S3FileSystem.retries)
+    return _WATCH.tries()
 
 
 def _times(count: int) -> str:

@@ -5,7 +5,6 @@ replaced, the mark is removed first and written last, and `MARK.unfinished` lies
 the folder or is told that it is being written. The copy is replaced as a whole too.
 """
 
-import functools
 import json
 import os
 import platform
@@ -14,14 +13,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from torchrec_mt.errors import UserError
 from torchrec_mt.storage.client import explained, file_system
 from torchrec_mt.storage.listing import Remote, in_parts, listed, local_files, parents
 from torchrec_mt.storage.place import Known, Place
 
+T = TypeVar("T")
 _AT_ONCE = 8
-"""Files that travel side by side."""
+"""Files or blocks that travel side by side."""
+_BLOCK = 32 << 20
+"""Bytes of a file that are fetched by one request: what breaks off is asked for again in such pieces."""
 _AGAIN = 5
 """How often a folder that changes while it is fetched is begun anew."""
 
@@ -197,9 +200,11 @@ def _replace(place: Place, parts: Sequence[str] | None, found: dict[str, Remote]
                 (aside / folder).mkdir(parents=True, exist_ok=True)
             for name in [*outside, *(found.keys() - missing)]:
                 os.link(old[name], aside / name)
-            _each(missing, functools.partial(_get, place, aside, found))
+            failure = _get(place, aside, {name: found[name] for name in missing})
             before, found = found, _look(place, parts)
             if found == before:
+                if failure is not None:
+                    raise failure
                 break
         else:
             raise UserError(f"'{place.url}' changes all the time while it is fetched: wait until it is written")
@@ -220,13 +225,30 @@ def _swap(aside: Path, place: Place) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _get(place: Place, aside: Path, found: Mapping[str, Remote], name: str) -> None:
-    """One file, with the time at which it was written to the storage, so that it is the same on every machine."""
-    fs, root = file_system(place.url)
-    with explained(f"{place.url}/{name}"):
-        fs.get_file(f"{root}/{name}", str(aside / name))
-    if found[name].mtime_ns:
-        os.utime(aside / name, ns=(found[name].mtime_ns, found[name].mtime_ns))
+def _get(place: Place, aside: Path, wanted: Mapping[str, Remote]) -> UserError | None:
+    """Fetches files, with the time at which each was written to the storage: it is the same on every machine.
+
+    Returns what went wrong, which may be because they are being replaced.
+    """
+
+    def get(block: tuple[str, int]) -> None:
+        (name, start), (fs, root) = block, file_system(place.url)
+        with explained(f"{place.url}/{name}"):
+            content = fs.cat_file(f"{root}/{name}", start=start, end=min(start + _BLOCK, wanted[name].size))
+        with (aside / name).open("r+b") as file:
+            file.seek(start)
+            file.write(content)
+
+    for name in wanted:
+        (aside / name).touch()
+    try:
+        _each([(name, start) for name, remote in wanted.items() for start in range(0, remote.size, _BLOCK)], get)
+    except UserError as error:
+        return error
+    for name, remote in wanted.items():
+        if remote.mtime_ns:
+            os.utime(aside / name, ns=(remote.mtime_ns, remote.mtime_ns))
+    return None
 
 
 def _put(place: Place, name: str, file: Path) -> None:
@@ -235,10 +257,10 @@ def _put(place: Place, name: str, file: Path) -> None:
         fs.put_file(str(file), f"{root}/{name}")
 
 
-def _each(names: Iterable[str], do: Callable[[str], None]) -> None:
+def _each(items: Iterable[T], do: Callable[[T], None]) -> None:
     """All of them, several at once; the first failure ends it."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        tasks = [pool.submit(do, name) for name in names]
+        tasks = [pool.submit(do, item) for item in items]
         try:
             for task in tasks:
                 task.result()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,18 +156,32 @@ def test_a_folder_that_changes_while_it_is_fetched(
 ) -> None:
     from torchrec_mt.storage import mirror
 
-    write(url, {"a": "old", "b": "old"})
+    write(url, {"a": "old", "b": "old", "c": "old"})
     elsewhere(monkeypatch, tmp_path, "reader")
     get, left = mirror._get, [1]
 
-    def while_somebody_writes(place: Place, *arguments: object) -> None:
-        get(place, *arguments)  # type: ignore[arg-type]
+    def while_somebody_writes(*arguments: Any) -> UserError | None:
         if left.pop() if left else 0:
-            put(f"{url}/a", "new")
-            put(f"{url}/b", "new")
+            put(f"{url}/a", "newer")
+            put(f"{url}/b", "newer")
+            fs, path = file_system(url)
+            fs.rm_file(f"{path}/c")
+        return get(*arguments)
 
     monkeypatch.setattr(mirror, "_get", while_somebody_writes)
-    assert contents(fetch(url, mark=MARK)) == {MARK: b"{}", "a": b"new", "b": b"new"}
+    assert contents(fetch(url, mark=MARK)) == {MARK: b"{}", "a": b"newer", "b": b"newer"}
+
+
+def test_large_files_come_in_blocks(url: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchrec_mt.storage import mirror
+
+    text = "".join(map(str, range(3000)))
+    write(url, {"large": text, "empty": ""})
+    elsewhere(monkeypatch, tmp_path, "reader")
+    monkeypatch.setattr(mirror, "_BLOCK", 1000)
+    proxy.faults = [Fault("GET", "large", "cut", 2), Fault("GET", "large", 503)]
+    assert contents(fetch(url, mark=MARK)) == {MARK: b"{}", "large": text.encode(), "empty": b""}
+    assert proxy.count("GET", "large") == -(-len(text) // 1000) + 3
 
 
 _FETCH = """

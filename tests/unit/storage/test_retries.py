@@ -64,6 +64,14 @@ def test_an_answer_that_breaks_off_is_read_to_its_end(folder: tuple[str, dict[st
     assert proxy.faults[0].times == 0
 
 
+def test_an_answer_that_always_breaks_off(folder: tuple[str, dict[str, bytes]], proxy: Proxy) -> None:
+    url, _ = folder
+    proxy.faults = [Fault("GET", "one.bin", "cut", times=1000)]
+    with pytest.raises(UserError, match=r"one.bin': no whole answer \(ClientPayloadError: .*, tried 5 times: see to"):
+        fetch(url, mark=MARK)
+    assert proxy.count("GET", "one.bin") == 5
+
+
 def test_throttling_without_end_is_given_up(
     folder: tuple[str, dict[str, bytes]], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

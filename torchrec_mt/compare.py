@@ -23,7 +23,7 @@ _PARTS = (MARK, "evaluation")
 def build_parser() -> argparse.ArgumentParser:
     """The program's arguments."""
     parser = argparse.ArgumentParser(prog="torchrec-mt compare", description=__doc__)
-    parser.add_argument("first", metavar="RUN_A", help="a run folder that `torchrec-mt evaluate` judged")
+    parser.add_argument("first", metavar="RUN_A", help="a run folder that `torchrec-mt evaluate` judged, or its URL")
     parser.add_argument("second", metavar="RUN_B", help="another one, judged on the same dataset")
     parser.add_argument("--task", dest="tasks", action="append", default=[], help="repeatable; default: all tasks")
     parser.add_argument(

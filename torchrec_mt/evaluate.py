@@ -38,7 +38,7 @@ _KEYS = ("evaluate.*", "runtime.*", "sharding.*", "dataset.path")
 def build_parser() -> argparse.ArgumentParser:
     """The program's arguments."""
     parser = argparse.ArgumentParser(prog="torchrec-mt evaluate", description=__doc__)
-    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote, or its URL")
     parser.add_argument(
         "--model", choices=["best", "last"], default="best", help="which of the kept models (default best)"
     )

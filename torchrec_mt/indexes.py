@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchrec-mt indexes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote, or its URL")
     parser.add_argument("--task", action="append", help="measure this task only; may be repeated (default all)")
     parser.add_argument(
         "--wish", type=float, default=0.95, help="share of the exact best 100 that the index should find (0.95)"

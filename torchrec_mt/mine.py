@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchrec-mt mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
-    parser.add_argument("--output", help="the folder to write; default RUN/mined")
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote, or its URL")
+    parser.add_argument("--output", help="the folder to write, or a URL; default RUN/mined")
     parser.add_argument("--depth", type=int, default=100, help="how many of the best candidates to look at (100)")
     parser.add_argument("--per-anchor", type=int, default=16, help="negatives kept per anchor, the best-ranked (16)")
     parser.add_argument(

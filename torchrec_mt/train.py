@@ -14,10 +14,11 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.preparation import check_schema
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
+from torchrec_mt.distributed.shared_folder import check_shared
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.terminal import TrainingProgress, console
 from torchrec_mt.runs import MARK, PARTS, RunFolder
-from torchrec_mt.storage import Output
+from torchrec_mt.storage import Output, is_url
 from torchrec_mt.training.job import train
 
 
@@ -43,6 +44,8 @@ def train_run(
         dataset.check_declaration(config.dataset)
         output = Output(run_path, mark=MARK, parts=PARTS)
         run = on_main(lambda: RunFolder.create(output.folder(), overwrite=overwrite))
+        if is_url(run_path):
+            check_shared(run.path.parent, here.device, "set TORCHREC_MT_CACHE to a folder that all machines share")
         with TrainingProgress(enabled=show and here.is_main) as progress:
             outcome = train(
                 run,

@@ -9,8 +9,9 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,8 @@ _AT_ONCE = 8
 """Files or blocks that travel side by side."""
 _BLOCK = 32 << 20
 """Bytes of a file that are fetched by one request: what breaks off is asked for again in such pieces."""
+_LARGE = 100_000_000
+"""Bytes from which on a transfer is told of."""
 _AGAIN = 5
 """How often a folder that changes while it is fetched is begun anew."""
 
@@ -111,6 +114,7 @@ def _push(place: Place, folder: Path, mark: str | None, parts: Sequence[str] | N
             fs.pipe_file(f"{root}/{_unfinished(mark)}", json.dumps(writer).encode())
             if mark in found:
                 fs.rm_file(f"{root}/{mark}")
+        _tell("writing", place, changed, sum(stats[name].st_size for name in changed))
         _each([n for n in changed if n != mark], lambda name: _put(place, name, here[name]))
         _each(gone, lambda name: file_system(place.url)[0].rm_file(f"{root}/{name}"))
         if mark is not None:
@@ -123,6 +127,12 @@ def _push(place: Place, folder: Path, mark: str | None, parts: Sequence[str] | N
         if name in found and found[name].size == stat.st_size:  # else it has grown since
             kept[name] = Known(stat.st_size, found[name].tag, stat.st_mtime_ns)
     place.write_record(kept)
+
+
+def _tell(what: str, place: Place, names: Sized, size: int) -> None:
+    """A line where it will take a while."""
+    if size >= _LARGE:
+        print(f"storage: {what} {len(names)} files, {size / 1e9:.1f} GB: '{place.url}'", file=sys.stderr, flush=True)
 
 
 def _look(place: Place, parts: Sequence[str] | None) -> dict[str, Remote]:
@@ -189,7 +199,7 @@ def _agrees(file: Path, known: Known | None, remote: Remote) -> bool:
 
 def _replace(place: Place, parts: Sequence[str] | None, found: dict[str, Remote], known: Mapping[str, Known]) -> None:
     """A new copy beside the old one, of links to what is right and of what is fetched; then it takes its place."""
-    aside = place.folder / f".{place.copy.name}.partial-fetch"
+    aside = place.copy.with_name(f".{place.copy.name}.partial-fetch")
     old = _present(place)
     outside = [name for name in old if not in_parts(name, parts) and name not in found]
     try:
@@ -217,7 +227,7 @@ def _replace(place: Place, parts: Sequence[str] | None, found: dict[str, Remote]
 
 
 def _swap(aside: Path, place: Place) -> None:
-    old = place.folder / f".{place.copy.name}.partial-old"
+    old = place.copy.with_name(f".{place.copy.name}.partial-old")
     shutil.rmtree(old, ignore_errors=True)
     if place.copy.exists():
         os.rename(place.copy, old)
@@ -230,6 +240,8 @@ def _get(place: Place, aside: Path, wanted: Mapping[str, Remote]) -> UserError |
 
     Returns what went wrong, which may be because they are being replaced.
     """
+
+    _tell("fetching", place, wanted, sum(remote.size for remote in wanted.values()))
 
     def get(block: tuple[str, int]) -> None:
         (name, start), (fs, root) = block, file_system(place.url)

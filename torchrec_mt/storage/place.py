@@ -1,7 +1,7 @@
 """Where the local copy of a URL lies, who is using it, and what is known of it.
 
 $TORCHREC_MT_CACHE/HASH/          default ~/.cache/torchrec_mt; HASH is of the URL and the endpoint
-    NAME/                         the copy, under the URL's last name; whoever writes aside does it beside it
+    files/NAME/                   the copy, under the URL's last name; whoever writes aside does it beside it
     record.json                   size, the storage's tag and the local time of every file, as of the last fetch or push
     lock                          held while the copy or the storage is changed
     in_use                        held, shared, by every process that was given the copy, until it ends
@@ -37,12 +37,12 @@ class Place:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         print_of_url = hashlib.sha256(f"{endpoint} {self.url}".encode()).hexdigest()[:16]
         self.folder = cache_root() / print_of_url
-        self.copy = self.folder / self.url.rpartition("/")[2]
+        self.copy = self.folder / "files" / self.url.rpartition("/")[2]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone on this machine; whoever comes second waits."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.copy.parent.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

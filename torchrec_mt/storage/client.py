@@ -2,27 +2,36 @@
 
 Endpoint, credentials, region, number of attempts are the client's own affair, by the AWS environment variables and
 files. So are retries: botocore asks again after 429, 500, 502, 503, 504 and broken connections, with exponential
-backoff and jitter, and s3fs goes on with the rest of a body that broke off. Here they are only counted and told of.
+backoff and jitter; here they are counted and told of. What botocore leaves to its callers is an answer that breaks off
+in its body: see `whole`. s3fs would try all of that five times over, at two levels; it is told not to.
 """
 
 import os
+import random
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from torchrec_mt.errors import UserError, first_line
 
+T = TypeVar("T")
 _S3 = ("s3", "s3a")
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
 
+_ATTEMPTS = 7
+"""How often a request is tried where the environment does not say: gives up after 32 seconds on average, 63 at most."""
+_BODIES = 5
+"""How often an answer is asked for whose body breaks off."""
+_BROKEN_BODIES = ("ClientPayloadError", "ResponseStreamingError", "IncompleteReadError", "AioReadTimeoutError")
 _PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 
@@ -50,6 +59,8 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
         ) from None
     except ValueError as error:
         raise UserError(f"'{url}': {protocol}:// is no kind of storage that we know ({first_line(error)})") from None
+    if protocol in _S3:
+        found.retries = 1
     return found, path.rstrip("/")
 
 
@@ -63,6 +74,8 @@ def _session(environment: tuple[tuple[str, str], ...]) -> Any:
     from aiobotocore.session import AioSession  # an extra of ours
 
     session = AioSession()
+    if session.get_config_variable("max_attempts") is None:
+        session.set_config_variable("max_attempts", _ATTEMPTS)
     session.register("needs-retry.s3", _WATCH.attempt)
     return session
 
@@ -87,11 +100,16 @@ class _Watch:
                 self._failed.pop(request, None)
                 return
             self._failed[request] += 1
-            reason = type(caught_exception).__name__ if caught_exception is not None else _said(response[1], status)
+        reason = type(caught_exception).__name__ if caught_exception is not None else _said(response[1], status)
+        self.tell(reason, f"on {operation.name}")
+
+    def tell(self, reason: str, where: str) -> None:
+        """Says that it is tried again, once per reason."""
+        with self._lock:
             if reason in self._said:
                 return
             self._said.add(reason)
-        print(f"storage: {reason} on {operation.name}; trying again, with growing pauses", file=sys.stderr, flush=True)
+        print(f"storage: {reason} {where}; trying again, with growing pauses", file=sys.stderr, flush=True)
 
     def tries(self) -> int:
         """How often the request was tried that is being given up."""
@@ -114,6 +132,24 @@ def _said(parsed: Any, status: int) -> str:
     code, text = str(error.get("Code", "")), str(error.get("Message", ""))
     code = _PHRASES.get(status, "") if code in ("", str(status)) else code
     return f"{status} {code}" + (f" ({text[:200]})" if text and text != code else "")
+
+
+def whole(read: Callable[[], T]) -> T:
+    """What `read` returns, which is called anew where the body of an answer breaks off: 5 times, with growing pauses.
+
+    Raises:
+        Exception: what the last call raised, or any that another call cannot mend.
+    """
+    for attempt in range(1, _BODIES):
+        try:
+            return read()
+        except Exception as error:
+            broken = _from_client(error)
+            if broken is None or type(broken).__name__ not in _BROKEN_BODIES:
+                raise
+            _WATCH.tell(type(broken).__name__, "in the middle of an answer")
+        time.sleep(random.uniform(0, 2 ** (attempt - 2)))
+    return read()
 
 
 @contextmanager
@@ -181,12 +217,8 @@ def _is_broken_connection(error: BaseException) -> bool:
 
 
 def _tries(error: BaseException) -> int:
-    """How often a request was tried; an answer whose body breaks off is one for botocore, and s3fs asks again."""
-    if type(error).__module__.startswith("aiohttp."):
-        from s3fs import S3FileSystem  # an extra of ours
-
-        return int(S3FileSystem.retries)
-    return _WATCH.tries()
+    """How often it was tried; an answer whose body breaks off is none that botocore counts."""
+    return _BODIES if type(error).__name__ in _BROKEN_BODIES else _WATCH.tries()
 
 
 def _times(count: int) -> str:

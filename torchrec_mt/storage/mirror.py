@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchrec_mt.errors import UserError
-from torchrec_mt.storage.client import explained, file_system
+from torchrec_mt.storage.client import explained, file_system, whole
 from torchrec_mt.storage.listing import Remote, in_parts, listed, local_files, parents
 from torchrec_mt.storage.place import Known, Place
 
@@ -246,7 +246,8 @@ def _get(place: Place, aside: Path, wanted: Mapping[str, Remote]) -> UserError |
     def get(block: tuple[str, int]) -> None:
         (name, start), (fs, root) = block, file_system(place.url)
         with explained(f"{place.url}/{name}"):
-            content = fs.cat_file(f"{root}/{name}", start=start, end=min(start + _BLOCK, wanted[name].size))
+            end = min(start + _BLOCK, wanted[name].size)
+            content = whole(lambda: fs.cat_file(f"{root}/{name}", start=start, end=end))
         with (aside / name).open("r+b") as file:
             file.seek(start)
             file.write(content)

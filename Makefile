@@ -9,7 +9,7 @@ STUB := requirements/stubs/fbgemm-gpu/pyproject.toml
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean ablation bench-step bench-peers bench-topk
+.PHONY: help install demo test test-slow lint format clean ablation bench-step bench-scale bench-peers bench-topk
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,8 +47,14 @@ test: lint ## the gate: lint, then pytest
 	@echo "pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(WORKERS)
 
+test-slow: $(STAMP) ## the longer checks, which `make test` leaves out
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -m "slow and not gpu"
+
 bench-step: $(STAMP) ## one training step beside plain PyTorch (minutes; wants an idle machine)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_step
+
+bench-scale: $(STAMP) ## two ranks, rows to 10^8, checkpoints beside dd (minutes; wants an idle machine and 16 GiB)
+	@$(BIN)/python -W ignore -m tests.benchmarks.bench_scale
 
 bench-topk: $(STAMP) ## exact top-k beside FAISS's flat index (minutes; wants an idle machine and 8 GiB)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_topk

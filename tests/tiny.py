@@ -121,6 +121,7 @@ def write_tiny(path: Path, *, seed: int = 0, row_group: int = 32, train_pairs: i
     }
     for name, info in infos.items():
         write_store(path / f"entities/{name}.parquet", path / "store" / name, info)
+    _write_vocabularies(path)
     sizes = dict(zip(SPLITS, (train_pairs, 40, 40), strict=True))
     for name, (anchor, _) in TASKS.items():
         _write_pairs(path, name, anchor, sizes, rng, row_group)
@@ -175,6 +176,15 @@ def _write_pairs(
                 pq.write_table(frequency, path / f"frequencies/{name}/{end}.parquet")
             _write_links(path / "known" / name, "candidates", ends["anchors"], ends["candidates"])
             _write_links(path / "known" / name, "anchors", ends["candidates"], ends["anchors"])
+
+
+def _write_vocabularies(path: Path) -> None:
+    (path / "vocabulary").mkdir()
+    for table, rows in {"tokens": TOKENS, "product_id": PRODUCTS + 1, "kind": 4}.items():
+        row = np.arange(1, rows, dtype=np.int32)
+        columns = {"value": [f"{table} {n}" for n in row], "row": row, "count": np.ones(len(row), np.int64)}
+        kinds = {"kind": ["word"] * len(row)} if table == "tokens" else {}
+        pq.write_table(pa.table(columns | kinds), path / f"vocabulary/{table}.parquet")
 
 
 def _write_negatives(path: Path) -> int:

@@ -1,7 +1,9 @@
 """A trainer on the tiny dataset in this process, for tests of the loop: a process group must be there."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from tests.tiny import TASKS, tiny_schema
 from torchrec_mt.batch import Batch
@@ -16,10 +18,15 @@ from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig
+from torchrec_mt.training.schedule import CosineSchedule
+from torchrec_mt.training.step import Metrics
+from torchrec_mt.training.trainer import Keep, Progress, Trainer, TrainerConfig
 
 LOSSES = LossConfig(precision="float32")
 NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))
+
+OPTIM = OptimConfig(schedule=CosineSchedule(warmup_steps=2))
+MODEL = ModelConfig(dim=16, hidden=24, task_hidden=24)
 
 
 def tiny_batches(
@@ -41,12 +48,18 @@ def tiny_trainer(
     losses: LossConfig = LOSSES,
     negatives: NegativesConfig = NEGATIVES,
     sharding: ShardingConfig | None = None,
+    optim: OptimConfig = OPTIM,
+    model_config: ModelConfig = MODEL,
+    table_dtype: Literal["float32", "float16"] = "float32",
+    validate: Callable[[], Metrics] = lambda: {"find/recall@10": 0.5},
+    keep: Keep | None = None,
 ) -> Trainer:
-    optim = OptimConfig(warmup_steps=2)
+    schema = tiny_schema()
+    schema = replace(schema, tables={name: replace(t, dtype=table_dtype) for name, t in schema.tables.items()})
     model, _ = build_model(
         dataset.manifest,
-        tiny_schema(),
-        ModelConfig(dim=16, hidden=24, task_hidden=24),
+        schema,
+        model_config,
         sharding or ShardingConfig(),
         losses=losses,
         runtime=here,
@@ -61,8 +74,9 @@ def tiny_trainer(
         objective=Objective(task_sides(dataset.manifest, tiny_schema()), losses, negatives, here.device),
         weights=dict.fromkeys(TASKS, 1.0),
         runtime=here,
-        validate=lambda: {"find/recall@10": 0.5},
+        validate=validate,
         log=log,
-        run_path=run_path,
+        offending_path=run_path / "offending_batch",
+        keep=keep,
         progress=progress,
     )

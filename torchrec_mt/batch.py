@@ -100,10 +100,12 @@ class Pairs(_Movable):
         anchor_B, candidate_B: rows among their entity's. anchor_id_B, candidate_id_B: the same as catalogue rows.
         weight_B: loss weights.
         share_B: share of the task's training pairs that hold the candidate. drawn_B: copies of the candidate that the
-            draws of one rank are expected to hold. share_M, drawn_M: the same of the task's own drawn negatives.
-        stretches: which stretches [start, stop) of the candidate entity's drawn negatives are the task's, M in all.
+            task's draws on all ranks are expected to hold. share_M, drawn_M: the same of the candidate entity's drawn
+            negatives on this rank.
+        stretches: which stretches [start, stop) of each lane's draws of the candidate entity are the task's.
         blocked: ids that an anchor must not be compared with among the shared columns.
         private: hard negatives; None where the task has none. backward: None where the loss has one direction.
+        counts: pairs on each rank; none where all have as many.
     """
 
     anchor_B: Tensor
@@ -119,14 +121,22 @@ class Pairs(_Movable):
     blocked: Entries
     private: Private | None = None
     backward: Backward | None = None
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Negatives(_Movable):
-    """Negatives drawn for one candidate entity, all its tasks' side by side: rows and catalogue rows."""
+    """Negatives drawn for one candidate entity, all its tasks' side by side: rows and catalogue rows.
+
+    Args:
+        lanes: that drew, each as many, side by side over all ranks (`data/lanes.py`); None: one on each rank.
+        counts: negatives on each rank; none where all have as many.
+    """
 
     row_M: Tensor
     id_M: Tensor
+    lanes: int | None = None
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """torchrec-mt compare RUN_A RUN_B: is one run's model better than another's, by how much, is it chance?
 
 Pairs the two runs anchor by anchor, from the RUN/evaluation/anchors.parquet that `torchrec-mt evaluate` wrote. Every
-difference is RUN_A minus RUN_B.
+difference is RUN_A minus RUN_B. Of another judgement (the validation split, the last model, other baselines) give the
+file in place of the run: RUN/evaluation/anchors-valid.parquet.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.comparison import comparison_table
@@ -18,12 +20,18 @@ from torchrec_mt.storage import local_copy
 
 _PARTS = (MARK, "evaluation")
 """What is read of a run that a URL names."""
+_FILE = ".parquet"
+"""How the name of a judgement's file ends."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The program's arguments."""
     parser = argparse.ArgumentParser(prog="torchrec-mt compare", description=__doc__)
-    parser.add_argument("first", metavar="RUN_A", help="a run folder that `torchrec-mt evaluate` judged, or its URL")
+    parser.add_argument(
+        "first",
+        metavar="RUN_A",
+        help="a run folder that `torchrec-mt evaluate` judged, or a file of anchors; a path or a URL",
+    )
     parser.add_argument("second", metavar="RUN_B", help="another one, judged on the same dataset")
     parser.add_argument("--task", dest="tasks", action="append", default=[], help="repeatable; default: all tasks")
     parser.add_argument(
@@ -33,13 +41,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _judgement(place: str) -> Judgement:
+    """The default judgement of a run, or the one whose file is named."""
+    file = Path(local_copy(place) if place.endswith(_FILE) else place)
+    if not file.is_file():
+        file = records_path(RunFolder.open(place, parts=_PARTS).evaluation_path)
+    return Judgement.open(place, file)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    first, second = (
-        Judgement.open(run, records_path(RunFolder.open(local_copy(run, mark=MARK, parts=_PARTS)).evaluation_path))
-        for run in (arguments.first, arguments.second)
-    )
+    first, second = _judgement(arguments.first), _judgement(arguments.second)
     compared = compare_runs(first, second, tasks=arguments.tasks, metrics=arguments.metrics)
     if arguments.json:
         print(json.dumps(compared, allow_nan=False))

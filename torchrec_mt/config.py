@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -26,6 +26,7 @@ from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
 from torchrec_mt.schema import Schema
+from torchrec_mt.training.keeper import CheckpointConfig
 from torchrec_mt.training.optim import OptimConfig
 from torchrec_mt.training.trainer import TrainerConfig
 
@@ -60,6 +61,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     balancing: BalancingConfig = field(default_factory=BalancingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
@@ -67,9 +69,9 @@ class RunConfig:
 _ADAPTER = TypeAdapter(RunConfig)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, *, nargs: Literal["+", "*"] = "+") -> None:
     """The arguments by which a program takes its config."""
-    parser.add_argument("config", nargs="+", help="TOML files, merged left to right: a base file and small overlays")
+    parser.add_argument("config", nargs=nargs, help="TOML files, merged left to right: a base file and small overlays")
     add_set_argument(parser)
 
 
@@ -99,11 +101,30 @@ def check_keys(overrides: Sequence[str], keys: Sequence[str]) -> None:
     """
     for override in overrides:
         key = override.partition("=")[0]
-        if not any(key == one or (one.endswith("*") and key.startswith(one[:-1])) for one in keys):
+        if not _is_one_of(key, keys):
             raise UserError(
                 f"--set {override}: the run has settled '{key}', only {', '.join(keys)} can be set here; train again "
                 "to change it"
             )
+
+
+def changed_keys(settled: dict[str, Any], config: RunConfig, *, but: Sequence[str]) -> list[str]:
+    """Dotted keys at which a run's config differs from another, but those of `but` (keys, or sections as "a.*")."""
+    found: list[str] = []
+
+    def compare(here: Any, there: Any, key: str) -> None:
+        if isinstance(here, dict) and isinstance(there, dict):
+            for name in {**here, **there}:
+                compare(here.get(name), there.get(name), f"{key}.{name}" if key else name)
+        elif here != there and not _is_one_of(key, but):
+            found.append(key)
+
+    compare(settled, json.loads(config_to_json(config)), "")
+    return found
+
+
+def _is_one_of(key: str, keys: Sequence[str]) -> bool:
+    return any(key == one or (one.endswith("*") and key.startswith(one[:-1])) for one in keys)
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -199,8 +220,8 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
             rivals = [other for other, _ in items if other.union == place.union]
             if any(other.meant for other in rivals):
                 continue
-            kinds = ", ".join(dict.fromkeys(repr(other.kind) for other in rivals))
-            given = "no kind" if place.given is None else f"kind = {place.given!r}"
+            kinds = ", ".join(dict.fromkeys(repr(other.kind) for other in rivals if other.kind != _NAMES))
+            given = "no kind" if place.given in (None, _NAMES) else f"kind = {place.given!r}"
             line = f"'{place.union}' has {given}: choose one of {kinds}"
         else:
             match item["type"]:
@@ -215,6 +236,10 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
         if line not in lines:
             lines.append(line)
     return lines
+
+
+_NAMES = "(a name)"
+"""Stands for a kind where a choice is written in short, as a string."""
 
 
 @dataclass(frozen=True)
@@ -242,10 +267,10 @@ class _Place:
         value: Any = raw
         choice: tuple[str | None, str | None, Any] = (None, None, None)
         for part in map(str, loc):
-            tried = _KINDS.get(part)
+            tried = _NAMES if part.startswith("literal[") else _KINDS.get(part)
             if tried is not None and not (isinstance(value, dict) and part in value):
                 if choice[0] is None or choice[1] == choice[2]:
-                    choice = (".".join(path), tried, value.get("kind") if isinstance(value, dict) else None)
+                    choice = (".".join(path), tried, _given(value))
                 continue
             if isinstance(value, str | int | float) or (isinstance(value, list) and not part.isdigit()):
                 continue  # the name of a plain type: such a value has no keys
@@ -254,6 +279,13 @@ class _Place:
                 value.get(part) if isinstance(value, dict) else value[int(part)] if isinstance(value, list) else None
             )
         return cls(".".join(path), *choice)
+
+
+def _given(value: Any) -> Any:
+    """The `kind` that a value of a choice names; _NAMES where it is no table at all, None where it names none."""
+    if isinstance(value, dict):
+        return value.get("kind")
+    return _NAMES if isinstance(value, str | int | float) else None
 
 
 def _kinds(annotation: Any, found: dict[str, str]) -> dict[str, str]:

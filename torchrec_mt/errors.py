@@ -19,9 +19,11 @@ from typing import NoReturn
 _WHY = {
     errno.ENOSPC: ("no space left on the disk", "free some space or write elsewhere"),
     errno.EDQUOT: ("disk quota exceeded", "free some space or write elsewhere"),
+    errno.EFBIG: ("this file would be larger than the limit allows", "raise `ulimit -f`, or write elsewhere"),
     errno.EACCES: ("permission denied", "give yourself the right, or name another path"),
     errno.EPERM: ("operation not permitted", "give yourself the right, or name another path"),
     errno.ENOTDIR: ("a part of this path is a file", "name another path"),
+    errno.EEXIST: ("a file lies where a folder is wanted", "move it away, or name another path"),
     errno.EROFS: ("the file system is read-only", "name another path"),
     errno.ENAMETOOLONG: ("this name is too long for the file system", "name another path"),
     errno.ELOOP: ("symbolic links go round in a circle here", "name another path"),

@@ -27,9 +27,9 @@ from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.retrieval.records import records_path, writing_records
 from torchrec_mt.retrieval.samples import choose, encode_chosen, samples_json
 from torchrec_mt.retrieval.slices import slice_columns
-from torchrec_mt.runs import MARK, READ_PARTS, RunFolder, write_atomic
-from torchrec_mt.storage import local_copy, push_back
-from torchrec_mt.training.job import load_run_model
+from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.storage import push_back
+from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("evaluate.*", "runtime.*", "sharding.*", "dataset.path")
 """What `--set` can change here; all else the run has settled."""
@@ -72,7 +72,15 @@ def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> d
 
         show("load", 0, 1)
         model = load_run_model(
-            run, dataset, schema, config.model, config.loss, config.sharding, runtime=here, which=which
+            run,
+            dataset,
+            schema,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
+            which=which,
         )
         tasks = judged_tasks(dataset, config.evaluate)
         collator = Collator(dataset)
@@ -113,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     check_keys(arguments.overrides, _KEYS)
-    run = RunFolder.open(local_copy(arguments.run, mark=MARK, parts=READ_PARTS))
+    run = RunFolder.open(arguments.run)
     overrides = list(arguments.overrides)
     if arguments.slices is not None:
         names = [name.strip() for name in arguments.slices.split(",") if name.strip()]
@@ -125,12 +133,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = evaluate_run(run, config, arguments.model, path)
     if evaluation is None:
         return 0  # the main rank speaks
-    push_back(arguments.run, run.path, parts=["evaluation"])
+    push_back(run.where, run.path, parts=["evaluation"])
     if arguments.json:
         print(json.dumps(evaluation))
     else:
         console().print(evaluation_tables(evaluation))
-        console().print(f"run: {arguments.run}   metrics: {path}   page: {page_path(path)}", soft_wrap=True)
+        console().print(f"run: {run.where}   metrics: {path}   page: {page_path(path)}", soft_wrap=True)
     return 0
 
 

@@ -27,9 +27,9 @@ from torchrec_mt.retrieval.encode import encode
 from torchrec_mt.retrieval.evaluator import judged_tasks, split_anchors, split_relevant
 from torchrec_mt.retrieval.index_grid import structures
 from torchrec_mt.retrieval.indexes import Questions, measure
-from torchrec_mt.runs import MARK, READ_PARTS, RunFolder, write_atomic
-from torchrec_mt.storage import local_copy, push_back
-from torchrec_mt.training.job import load_run_model
+from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.storage import push_back
+from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("evaluate.split", "evaluate.max_anchors", "runtime.*", "sharding.*", "dataset.path")
 """What `--set` can change here; all else the run has settled."""
@@ -80,7 +80,16 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
         def show(what: str, done: int, total: int) -> None:
             bar.update(line, description=f"indexes: {what}", completed=done, total=total)
 
-        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, runtime=here)
+        model = load_run_model(
+            run,
+            dataset,
+            schema,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
+        )
         collator = Collator(dataset)
 
         def vectors(entity: str, id_N: np.ndarray, task: str | None = None) -> torch.Tensor:
@@ -124,12 +133,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 0 < arguments.wish <= 1:
         raise UserError(f"--wish {arguments.wish:g}: must be a share above 0 and at most 1, such as 0.95")
     check_keys(arguments.overrides, _KEYS)
-    run = RunFolder.open(local_copy(arguments.run, mark=MARK, parts=READ_PARTS))
+    run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
     report = measure_run(run, config, arguments.task, arguments.wish)
     if report is None:
         return 0  # the main rank speaks
-    push_back(arguments.run, run.path, parts=["evaluation"])
+    push_back(run.where, run.path, parts=["evaluation"])
     if arguments.json:
         print(json.dumps(report))
         return 0

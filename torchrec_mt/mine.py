@@ -23,9 +23,9 @@ from torchrec_mt.reporting.dataset import mined_table
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.encode import encode
 from torchrec_mt.retrieval.mining import mine_task
-from torchrec_mt.runs import MARK, READ_PARTS, RunFolder
-from torchrec_mt.storage import Output, local_copy
-from torchrec_mt.training.job import load_run_model
+from torchrec_mt.runs import RunFolder
+from torchrec_mt.storage import Output
+from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("runtime.*", "sharding.*", "dataset.path")
 """What `--set` can change here; all else the run has settled."""
@@ -57,7 +57,16 @@ def mine_run(run: RunFolder, config: RunConfig, output: Output, depth: int, per_
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         folder = on_main(lambda: _free_place(output))
         line = bar.add_task("mine", total=None, note="")
-        model = load_run_model(run, dataset, schema, config.model, config.loss, config.sharding, runtime=here)
+        model = load_run_model(
+            run,
+            dataset,
+            schema,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
+        )
         collator, mined, catalogues = Collator(dataset), {}, {}
         for name, task in schema.trained_tasks.items():
             if task.candidate not in catalogues:
@@ -100,9 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 1 <= arguments.per_anchor <= arguments.depth <= 100_000 or not -2 <= arguments.margin <= 2:
         raise UserError("mine: needs 100000 >= --depth >= --per-anchor >= 1 and a --margin from -2 to 2")
     check_keys(arguments.overrides, _KEYS)
-    run = RunFolder.open(local_copy(arguments.run, mark=MARK, parts=READ_PARTS))
+    run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
-    output = Output(arguments.output or f"{arguments.run.rstrip('/')}/mined", mark=MINED)
+    output = Output(arguments.output or f"{run.where}/mined", mark=MINED)
     about = mine_run(run, config, output, arguments.depth, arguments.per_anchor, arguments.margin)
     if arguments.json:
         print(json.dumps(about))

@@ -2,9 +2,11 @@
 
 config.json          resolved config          plan.json       sharding plan
 environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
-tensorboard/         the same as events       model/          best and last model (torch DCP)
+tensorboard/         the same as events       checkpoints/    to go on from, and to judge
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
+tracking.json        the run's id in a tracker
+vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 
 A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
@@ -20,20 +22,26 @@ import shutil
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torchrec_mt.errors import UserError
+from torchrec_mt.storage import is_url, local_copy
 
 MARK = "config.json"
 DATASET = "dataset.json"
+TRACKING = "tracking.json"
+INIT = "init.json"
 _ENVIRONMENT = "environment.json"
-_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json")
-_FOLDERS = ("tensorboard", "model", "evaluation", "mined", "offending_batch")
-PARTS = (*_FILES, *_FOLDERS)
-"""What of a run travels to a URL."""
-READ_PARTS = (*_FILES, "model", "evaluation")
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", TRACKING, INIT)
+_FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "offending_batch")
+_EARLIER = ("model",)
+"""What earlier versions wrote."""
+PARTS = (*_FILES, *(name for name in _FOLDERS if name != "checkpoints"))
+"""What a run and its copy at a URL have in common; checkpoints are written and read there directly."""
+READ_PARTS = (*_FILES, "evaluation")
 """What of it a program needs that judges or uses its model."""
 _RECORDED = (
     "torch",
@@ -82,8 +90,22 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": versions,
         "argv": sys.argv,
+        "job": job(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def job() -> str:
+    """The launcher's name for the job that this process belongs to: the same in all its tries; empty without one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name  # torchrun's default, which all jobs share
+
+
+def restarted(path: str | Path) -> bool:
+    """Whether the run in a folder was begun by an earlier try of this very job."""
+    if job() == "" or not _is_run(Path(path)):
+        return False
+    return read_object(Path(path) / _ENVIRONMENT).get("job") == job()
 
 
 class RunFolder:
@@ -92,16 +114,18 @@ class RunFolder:
     Args:
         place: where the run is to be found.
         path: where its files are now; the same but while an earlier run has the place.
+        url: what `place` is the local copy of, if of anything.
     """
 
-    def __init__(self, place: str | Path, path: Path | None = None) -> None:
+    def __init__(self, place: str | Path, path: Path | None = None, *, url: str = "") -> None:
         self.place = Path(place)
         self.path = path or self.place
+        self.url = url.rstrip("/")
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, place: str | Path, *, overwrite: bool = False) -> "RunFolder":
-        """A place for a new run; nothing is written before `start`.
+    def create(cls, place: str | Path, *, overwrite: bool = False, url: str = "") -> "RunFolder":
+        """A place for a new run; nothing is written before `start`. Arguments as above.
 
         Raises:
             UserError: the place holds something that is no run; or a run, and it is not to be overwritten, or holds
@@ -109,13 +133,13 @@ class RunFolder:
         """
         if "\0" in str(place):
             raise UserError(f"--output {str(place)!r}: a path has no NUL in it")
-        place = Path(place)
+        place, where = Path(place), url or place
         if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-            return cls(place)
+            return cls(place, url=url)
         if not _is_run(place):
-            raise UserError(f"'{place}' exists and is no run folder of ours: give another --output, or move it away")
+            raise UserError(f"'{where}' exists and is no run folder of ours: give another --output, or move it away")
         if not overwrite:
-            raise UserError(f"'{place}' holds an earlier run: give another --output, or --overwrite to replace it")
+            raise UserError(f"'{where}' holds an earlier run: give another --output, or --overwrite to replace it")
         strange = _strange(place)
         if strange:
             shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
@@ -123,16 +147,20 @@ class RunFolder:
         if place.is_mount():
             raise UserError(f"'{place}' is a mount point, which cannot be replaced: give a folder in it as --output")
         real = place.resolve()
-        return cls(place, real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}"))
+        return cls(place, real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}"), url=url)
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunFolder":
-        """An existing run.
+    def open(cls, path: str | Path, *, parts: Sequence[str] = READ_PARTS) -> "RunFolder":
+        """An existing run, or the local copy of one that a URL names.
+
+        Args:
+            parts: what is fetched of it.
 
         Raises:
-            UserError: nothing there, or no run.
+            UserError: nothing there, or no run; the storage does not answer.
         """
-        run = cls(path)
+        url = str(path) if is_url(path) else ""
+        run = cls(local_copy(url, mark=MARK, parts=parts) if url else path, url=url)
         if not (run.path / MARK).is_file():
             raise UserError(
                 f"'{path}' is no run folder (no {MARK} in it): give the folder that `torchrec-mt train` wrote"
@@ -167,6 +195,11 @@ class RunFolder:
             _remove_unless_in_use(leftover)
 
     @property
+    def where(self) -> str:
+        """What a user calls it by."""
+        return self.url or str(self.place)
+
+    @property
     def is_aside(self) -> bool:
         """Whether an earlier run still has the place."""
         return self.path != self.place
@@ -182,7 +215,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        return _read_object(self.path / MARK)
+        return read_object(self.path / MARK)
 
     def check_dataset(self, digest: str, path: str) -> None:
         """Refuses a dataset whose rows are not those the run was trained on.
@@ -191,16 +224,12 @@ class RunFolder:
             UserError: another digest than at training, or a run that did not get as far as recording it.
         """
         file = self.path / DATASET
-        trained_on = _read_object(file).get("digest") if file.is_file() else None
+        trained_on = read_object(file).get("digest") if file.is_file() else None
         if trained_on != digest:
             raise UserError(
                 f"run '{self.path}' was trained on another state of the dataset than '{path}' holds now: "
                 "train again, or prepare as it was then"
             )
-
-    @property
-    def model_path(self) -> Path:
-        return self.path / "model"
 
     @property
     def offending_path(self) -> Path:
@@ -214,7 +243,12 @@ class RunFolder:
         return self.path / "evaluation" / "metrics.json"
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object of a run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -227,7 +261,7 @@ def _read_object(file: Path) -> dict[str, Any]:
 def _is_run(path: Path) -> bool:
     """Whether a folder says unmistakably that `train` wrote it."""
     try:
-        config, machine = _read_object(path / MARK), _read_object(path / _ENVIRONMENT)
+        config, machine = read_object(path / MARK), read_object(path / _ENVIRONMENT)
     except (UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
     sections = all(isinstance(config.get(key), dict) for key in ("dataset", "trainer", "optim"))
@@ -236,7 +270,7 @@ def _is_run(path: Path) -> bool:
 
 def _strange(path: Path) -> list[str]:
     """Names in a run folder that no program of ours writes."""
-    known = {*_FILES, *_FOLDERS}
+    known = {*_FILES, *_FOLDERS, *_EARLIER}
     hidden = {f".{name}" for name in known}  # what a killed program left unfinished
     names = [child.name for child in path.iterdir()]
     return sorted(name for name in names if name not in known and name.partition(".partial")[0] not in hidden)
@@ -256,28 +290,3 @@ def _remove_unless_in_use(folder: Path) -> None:
     finally:
         os.close(handle)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events of a run; numbers are logged once, to both."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self.open(run.path)
-
-    def open(self, path: Path) -> None:
-        """Logs into the run folder at `path`, after what is there; `close` first to change over."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, only needed by training
-
-        self._file = (path / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(path / "tensorboard"))
-
-    def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One line: step, kind ("train" or "valid"), and the values."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()

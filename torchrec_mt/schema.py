@@ -27,11 +27,13 @@ class Table:
         dim: width of a row; on CPU a multiple of 4.
         max_rows: rows at most, the out-of-vocabulary row included; the most frequent values win.
         min_count: a value seen less often than this gets no row of its own.
+        dtype: of the rows. In float16 a table takes half the memory; what is looked up is float32 either way.
     """
 
     dim: int = 64
     max_rows: int = 1_000_000
     min_count: int = 1
+    dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         at_most(self, dim=65_536, max_rows=2**31 - 1, min_count=1_000_000_000)

@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.dataset import ROWS, bench_schema, write_bench_dataset
+from tests.benchmarks.dataset import DIM, ROWS, bench_schema, write_bench_dataset
 from tests.benchmarks.plain import PlainTraining, plain_batches
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import InBatch, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.planning import ShardingConfig
-from torchrec_mt.distributed.runtime import RuntimeConfig, runtime
+from torchrec_mt.distributed.runtime import Runtime, RuntimeConfig, runtime
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.losses.walk import product_dtype
 from torchrec_mt.models.two_tower import ModelConfig
@@ -41,55 +41,75 @@ class Peak:
     """Highest resident memory of the process while it is open, above what it held before: bytes."""
 
     def __enter__(self) -> "Peak":
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # give back what earlier steps left
+        give_back()  # what earlier steps left
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
-        self._before = _status("VmRSS")
+        self._before = status("VmRSS")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bytes = _status("VmHWM") - self._before
+        self.bytes = status("VmHWM") - self._before
 
 
-def _status(key: str) -> int:
+def give_back() -> None:
+    """Gives memory that nothing holds any more back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def status(key: str) -> int:
+    """Bytes of this process, by the kernel's name ("VmRSS")."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
 
 class Ours:
-    """The project's own reader, model and trainer at a batch size and precision."""
+    """The project's own reader, model and trainer at a batch size (of each rank) and precision."""
 
-    def __init__(self, dataset: PreparedDataset, batch_size: int, precision: str, here: Any) -> None:
-        schema, losses = bench_schema(), LossConfig(precision=precision)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        batch_size: int,
+        precision: str,
+        here: Runtime,
+        *,
+        dim: int = DIM,
+        sharding: ShardingConfig | None = None,
+    ) -> None:
+        schema, losses = bench_schema(dim), LossConfig(precision=precision)  # type: ignore[arg-type]
         negatives, optim = NegativesConfig(sources=(InBatch(),)), OptimConfig()
-        model, _ = build_model(
+        self.model, _ = build_model(
             dataset.manifest,
             schema,
             ModelConfig(),
-            ShardingConfig(),
+            sharding or ShardingConfig(),
             losses=losses,
             runtime=here,
             seed=0,
             batch_rows=2 * batch_size,
             table_rate=optim.table_rate,
         )
+        self.optimizers = Optimizers(optim, self.model, 1000)
+        self.objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, here.device)
         self.trainer = Trainer(
             TrainerConfig(),
-            model,
-            Optimizers(optim, model, 1000),
-            objective=Objective(task_sides(dataset.manifest, schema), losses, negatives, here.device),
+            self.model,
+            self.optimizers,
+            objective=self.objective,
             weights={"search": 1.0},
             runtime=here,
             validate=lambda: {},
             log=lambda step, kind, values: None,
-            run_path=Path("unused"),
+            offending_path=Path("unused"),
         )
         config = ReaderConfig(batch_size=batch_size)
-        self._batches = iter(Reader(config, dataset, schema, negatives=negatives, seed=0, rank=0, world_size=1))
+        self.reader = Reader(
+            config, dataset, schema, negatives=negatives, seed=0, rank=here.rank, world_size=here.world_size
+        )
+        self._batches = iter(self.reader)
         self._number = 0
 
     def step(self) -> None:
-        self.trainer.step(self._batches, self._number)
+        self.trainer.steps.step(self._batches, self._number)
         self._number += 1
 
     def close(self) -> None:
@@ -116,7 +136,7 @@ def measure(dataset: PreparedDataset, batch_size: int, here: Any) -> dict[str, d
     for step in systems.values():
         timed(step, WARMUP)
     for system in ours.values():
-        system.trainer.clock.read()
+        system.trainer.steps.clock.read()
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(ROUNDS):
         for name, step in systems.items():
@@ -127,7 +147,7 @@ def measure(dataset: PreparedDataset, batch_size: int, here: Any) -> dict[str, d
             timed(step, 2)
         result[name] = {"seconds": statistics.median(seconds[name]), "peak": peak.bytes, "phases": {}}
     for name, system in ours.items():
-        result[name]["phases"] = system.trainer.clock.read()
+        result[name]["phases"] = system.trainer.steps.clock.read()
         system.close()
     return result
 

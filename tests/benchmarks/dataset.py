@@ -31,11 +31,11 @@ from torchrec_mt.schema import (
 ROWS, DIM, TOKENS_PER_BAG = 1_000_000, 64, 5
 
 
-def bench_schema() -> Schema:
+def bench_schema(dim: int = DIM) -> Schema:
     """query (id, words) -> product (id, words, brand); words share a table."""
     words = TextFeature(kind="text", columns=("text",), table="words")
     return Schema(
-        tables={name: Table(dim=DIM) for name in ("query_id", "product_id", "words", "brand")},
+        tables={name: Table(dim=dim) for name in ("query_id", "product_id", "words", "brand")},
         entities={
             "query": Entity(
                 path="q", id="id", features={"id": IdFeature(kind="id", table="query_id", dropout=0.0), "text": words}
@@ -61,9 +61,16 @@ def bench_schema() -> Schema:
     )
 
 
-def write_bench_dataset(path: Path, *, pairs: int = 1_000_000, rows: int = ROWS) -> PreparedDataset:
-    """Queries evenly, products by a Zipf law (as clicks come), words evenly."""
+def write_bench_dataset(
+    path: Path, *, pairs: int = 1_000_000, rows: int = ROWS, words: int | None = None
+) -> PreparedDataset:
+    """Queries evenly, products by a Zipf law (as clicks come), words evenly.
+
+    Args:
+        rows: of every table. words: of the table of words, where it has others.
+    """
     rng = np.random.default_rng(0)
+    tables = {"query_id": rows, "product_id": rows, "words": words or rows, "brand": rows}
     infos = {
         "query": EntityInfo(count=rows, cold=0, features={"id": _sparse("id", "query_id", 1), "text": _words()}),
         "product": EntityInfo(
@@ -78,12 +85,14 @@ def write_bench_dataset(path: Path, *, pairs: int = 1_000_000, rows: int = ROWS)
     }
     for name, info in infos.items():
         for feature, declared in info.features.items():
-            _write_bags(path / "store" / name, feature, int(declared.mean_bag), rows, rng, own=feature == "id")
+            assert declared.table is not None
+            shape = (rows, int(declared.mean_bag))
+            _write_bags(path / "store" / name, feature, shape, tables[declared.table], rng, own=feature == "id")
     anchors, candidates = rng.integers(0, rows, pairs), popular(rng, pairs, rows)
     _write_pairs(path, anchors, candidates, rows)
     manifest = Manifest(
         name="bench",
-        tables=dict.fromkeys(("query_id", "product_id", "words", "brand"), rows),
+        tables=tables,
         entities=infos,
         tasks={
             "search": TaskInfo(
@@ -118,9 +127,12 @@ def _words() -> FeatureInfo:
     return _sparse("text", "words", TOKENS_PER_BAG)
 
 
-def _write_bags(folder: Path, feature: str, bag: int, rows: int, rng: np.random.Generator, *, own: bool) -> None:
+def _write_bags(
+    folder: Path, feature: str, shape: tuple[int, int], table_rows: int, rng: np.random.Generator, *, own: bool
+) -> None:
+    rows, bag = shape
     folder.mkdir(parents=True, exist_ok=True)
-    values = np.arange(rows) if own else rng.integers(0, rows, rows * bag)
+    values = np.arange(rows) if own else rng.integers(0, table_rows, rows * bag)
     np.save(folder / f"{feature}.offsets.npy", offsets_of(np.full(rows, bag)))
     np.save(folder / f"{feature}.values.npy", values.astype(np.int32))
 

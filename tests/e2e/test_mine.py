@@ -18,7 +18,7 @@ from torchrec_mt.mine import main as mine
 from torchrec_mt.retrieval.encode import encode
 from torchrec_mt.runs import RunFolder
 from torchrec_mt.train import main as train
-from torchrec_mt.training.job import load_run_model
+from torchrec_mt.training.trained import load_run_model
 
 TASKS = {"search": ("query", "product"), "similar": ("product", "product"), "complement": ("product", "product")}
 DEPTH, PER_ANCHOR, MARGIN = 400, 5, 0.05
@@ -56,7 +56,14 @@ def vectors(root: Path, run: Path, dataset: PreparedDataset, task: str) -> tuple
     config = debug_config(root)
     with runtime(config.runtime) as here:
         model = load_run_model(
-            RunFolder.open(str(run)), dataset, config.dataset, config.model, config.loss, config.sharding, runtime=here
+            RunFolder.open(str(run)),
+            dataset,
+            config.dataset,
+            config.model,
+            config.loss,
+            config.sharding,
+            config.checkpoint,
+            runtime=here,
         )
         collator, entity = Collator(dataset), TASKS[task][0]
         anchors, products = (np.arange(dataset.manifest.entities[name].count) for name in (entity, "product"))

@@ -44,7 +44,7 @@ def content(folder: Path) -> dict[Path, bytes]:
         (["balancing.weights={serach=1.0}"], 2, "names 'serach'"),
         (["loss.tasks={serach={kind='bce'}}"], 2, "names 'serach'"),
         (["optim.dense_rate=1e30", "trainer.log_every=1", "trainer.validations=1"], 1, "lower optim.table_rate"),
-        (["optim.dense_rate=1e30", "trainer.steps=1", "optim.warmup_steps=0"], 1, "are no finite numbers"),
+        (["optim.dense_rate=1e30", "trainer.steps=1", "optim.schedule.warmup_steps=0"], 1, "are no finite numbers"),
     ],
 )
 def test_a_failure_leaves_the_earlier_run(

@@ -64,7 +64,7 @@ def stopped_by(folder: Path, value: str) -> dict[str, Any]:
     )
 
     def weights() -> dict[str, Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in trainer._model.named_parameters()}
+        return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
     def batches() -> Iterator[Batch]:
         good = tiny_batches(dataset, negatives=NEGATIVES, rank=here.rank, world_size=here.world_size)

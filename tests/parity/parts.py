@@ -1,5 +1,7 @@
 """The batch of a step in parts: ranks share the parts, and one rank takes them joined."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from tests.parity.signals import Signal
@@ -7,6 +9,7 @@ from tests.tiny import tiny_schema
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator, TaskPairs
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.lanes import joined
 from torchrec_mt.data.negatives import Sampler
 from torchrec_mt.data.task_pairs import PairMaker
 from torchrec_mt.training.agreement import pair_rules
@@ -24,6 +27,7 @@ class PartMaker:
             {name: signal.negatives.of(name) for name in names},
             {name: dataset.frequencies(name) for name in names},
             dataset.manifest.entities["product"].count,
+            lanes=PARTS,
         )
         self._makers = {name: PairMaker(dataset, name, signal.negatives, rules[name], self._sampler) for name in rules}
         self._collator = Collator(dataset, id_dropout={("product", "id"): 0.3})
@@ -44,28 +48,7 @@ class PartMaker:
     def batch(self, step: int, parts: range) -> Batch:
         """The joined batch of some parts."""
         made = [self.part(step, part) for part in parts]
-        pairs = {name: joined([pairs[name] for pairs, _ in made], self._sampler.size) for name in made[0][0]}
+        pairs = {name: joined([pairs[name] for pairs, _ in made]) for name in made[0][0]}
         negatives = np.concatenate([negatives for _, negatives in made])
-        return self._collator(pairs, {"product": negatives}, dropout_key=step)
-
-
-def joined(parts: list[TaskPairs], draws: int) -> TaskPairs:
-    """What one rank would hold of several parts: their pairs and draws, more draws to be expected.
-
-    Args:
-        draws: of the candidate entity in one part.
-    """
-    fields = {}
-    for name in TaskPairs.__dataclass_fields__:
-        values = [getattr(part, name) for part in parts]
-        match name:
-            case "stretches":
-                fields[name] = tuple((a + i * draws, b + i * draws) for i, v in enumerate(values) for a, b in v)
-            case "blocked" | "known_anchors" if values[0] is not None:
-                owners = [owner + i * len(parts[0].anchor_B) for i, (owner, _) in enumerate(values)]
-                fields[name] = np.concatenate(owners), np.concatenate([ids for _, ids in values])
-            case "drawn_B" | "drawn_M":
-                fields[name] = len(parts) * np.concatenate(values)
-            case _:
-                fields[name] = None if values[0] is None else np.concatenate(values)
-    return TaskPairs(**fields)
+        batch = self._collator(pairs, {"product": negatives}, dropout_key=step)
+        return replace(batch, negatives={"product": replace(batch.negatives["product"], lanes=PARTS)})

@@ -6,7 +6,10 @@ Adagrad forgive a wrong scale of the gradients; the dense gradients and Adagrad'
 """
 
 import fcntl
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +22,31 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.parity.parts import PARTS, PartMaker
-from tests.parity.signals import mine_at_random, signals
+from tests.parity.signals import Signal, mine_at_random, signals
 from tests.ranks import run_on_ranks
+from tests.saved import load_model, save_model
 from tests.shop import shared_root
 from tests.tiny import tiny_schema, write_tiny
+from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.models.two_tower import ModelConfig
+from torchrec_mt.training.agreement import pair_rules
 from torchrec_mt.training.assemble import build_model
-from torchrec_mt.training.checkpoint import load_model, save_model
-from torchrec_mt.training.job import task_sides, validate
+from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.schedule import CosineSchedule
 from torchrec_mt.training.trainer import Trainer, TrainerConfig
+from torchrec_mt.training.validation import validate
 
 STEPS, WORLD_SIZES = 20, (1, 2, 4)
 # Seven processes start before the first test: half a minute on two idle cores, minutes on busy ones.
 pytestmark = pytest.mark.timeout(900)
-OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, warmup_steps=2)
+OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, schedule=CosineSchedule(warmup_steps=2))
 MIXED = ShardingConfig(default="row_wise", tables={"product_id": "table_wise", "kind": "data_parallel"})
 
 
@@ -47,12 +55,14 @@ class Case:
     """One way to train.
 
     Args:
+        lanes: read by a Reader in so many lanes; 0 takes parts made by hand.
         twins: cases with the same signal, whose weights and whose gradients on one rank are to be found again.
     """
 
     sharding: ShardingConfig
     signal: str = "usual"
     rows_at_once: int = 0
+    lanes: int = 0
     world_sizes: tuple[int, ...] = WORLD_SIZES
     # All start from the same weights: one rank, row-wise, stands for all; replicated tables alone show their gradients.
     twins: tuple[str, str] = ("row_wise", "data_parallel")
@@ -69,7 +79,30 @@ CASES = {
     },
     "standard": Case(sharding=MIXED, signal="standard", twins=("standard", "standard")),
     "uncorrected": Case(sharding=MIXED, signal="uncorrected", twins=("uncorrected", "uncorrected")),
+    # One rank takes both lanes, of four ranks two share one.
+    "lanes": Case(sharding=MIXED, signal="standard", lanes=2, twins=("lanes", "lanes")),
 }
+
+
+def batches(dataset: PreparedDataset, signal: Signal, lanes: int) -> Iterator[Batch]:
+    """What this rank reads; 11 pairs of each task in a lane, which two ranks cannot share evenly."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if lanes:
+        schema = tiny_schema(id_dropout=0.3)
+        yield from Reader(
+            ReaderConfig(batch_size=33, prefetch=0),
+            dataset,
+            schema,
+            negatives=signal.negatives,
+            rules=pair_rules(signal.losses, schema),
+            seed=0,
+            rank=rank,
+            world_size=world_size,
+            lanes=lanes,
+        )
+    maker, share = PartMaker(dataset, signal), PARTS // world_size
+    for step in itertools.count():
+        yield maker.batch(step, range(rank * share, (rank + 1) * share))
 
 
 def train_a_little(folder: Path, name: str) -> dict[str, Any]:
@@ -106,13 +139,11 @@ def train_a_little(folder: Path, name: str) -> dict[str, Any]:
         runtime=here,
         validate=lambda: {},
         log=lambda step, kind, values: None,
-        run_path=folder / "unused",
+        offending_path=folder / "unused",
     )
-    maker, share = PartMaker(dataset, signal), PARTS // world_size
-    mine = range(rank * share, (rank + 1) * share)
     losses, gradients = [], {}
-    for step in range(STEPS):
-        losses.append(list(trainer.train_step(maker.batch(step, mine), step).values()))
+    for step, batch in enumerate(islice(batches(dataset, signal, case.lanes), STEPS)):
+        losses.append(list(trainer.steps.train_step(batch, step).values()))
         gradients = gradients or {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     metrics = validate(model, Collator(dataset), dataset, schema, 30, here)
     state = {"model": model.state_dict(), "optimizers": optimizers.combined.state_dict()["state"]}
@@ -185,6 +216,13 @@ def test_ranks_sharding_and_slices_change_nothing(trained: Any, name: str, world
     )
     assert_close(weights, one_weights)
     assert_close(sums, one_sums)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_lanes_give_the_same_losses_on_any_number_of_ranks(trained: Any, world_size: int) -> None:
+    _, results = trained
+    one, found = (np.array(results[size][0]["lanes"]["losses"][:10]) for size in (1, world_size))
+    np.testing.assert_allclose(found, one, rtol=1e-6)
 
 
 def test_what_was_compared(trained: Any) -> None:

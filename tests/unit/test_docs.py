@@ -89,7 +89,9 @@ def keys_of(kind: type, section: str, prefix: str = "") -> Iterator[Key]:
         for inner in dict.fromkeys(classes(hints[field.name])):
             tagged = "kind" in get_type_hints(inner)
             # A table of single tasks has the keys of the default before it: told once.
-            of_tasks = not tagged and inner.__name__ not in DATA_HEADINGS and isinstance(plain(default_of(field)), dict)
+            of_tasks = (
+                not tagged and inner.__name__ not in DATA_HEADINGS and isinstance(plain(default_of(field)), dict | None)
+            )
             if inner.__name__ == "Truth" or (of_tasks and field.name.endswith("s")):
                 continue
             yield from keys_of(inner, section, f"{prefix}{field.name}." if of_tasks else "")

@@ -33,6 +33,11 @@ def test_a_program_s_own_code_is_kept(code: int) -> None:
         (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "error: 'runs/a': permission denied: "),
         (OSError(errno.ENOSPC, "No space left", "p/x.npy"), 2, "error: 'p/x.npy': no space left on the disk: "),
         (OSError(errno.ENAMETOOLONG, "File name too long", "rr"), 2, "error: 'rr': this name is too long for the file"),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "e"),
+            2,
+            "error: 'e': a file lies where a folder is wanted: move",
+        ),
         (OSError(errno.EROFS, "Read-only", Path("a"), None, "b"), 2, "error: 'a' -> 'b': the file system is read-only"),
         (OSError(errno.ENOSPC, "No space left"), 2, "error: writing, from '"),
     ],

@@ -1,6 +1,7 @@
 """What a person sees: nothing squeezed away in 80 columns, columns that stand below each other, no stray blanks."""
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from torchrec_mt.reporting import terminal
 from torchrec_mt.reporting.dataset import dataset_tables
 from torchrec_mt.reporting.table import decimals, evaluation_tables, metric_title
-from torchrec_mt.reporting.terminal import TrainingProgress, name_widths
+from torchrec_mt.reporting.terminal import TrainingProgress, duration, name_widths, waiting_share
 
 TASKS = ["search", "similar", "complement", "personal", "complement_across_departments"]
 
@@ -31,13 +32,60 @@ def rendered(part: Any, width: int) -> list[str]:
 def test_step_count_time_rate_and_all_losses_are_seen(screen: Console, number: int) -> None:
     progress = TrainingProgress()
     losses = {f"loss/{task}": 12.3456 for task in TASKS[:number]}
-    progress.step(12_345, 123_456, losses | {"pairs_per_second": 123_456.7})
+    times = {"ms/data": 99.0, "ms/loss": 1.0}
+    progress.step(12_345, 123_456, losses | times | {"pairs_per_second": 123_456.7})
     lines = rendered(progress._bar.get_renderable(), screen.width)
-    for part in ("train ━", " 12345/123456 0:00:00 ", " 123,457 pairs/s"):
+    for part in ("train ━", " 12345/123456 0:00:00 ", " 123,457 pairs/s  waiting 99%"):
         assert part in lines[0]
     for task in TASKS[:number]:
         assert f"{task} 12.346" in "\n".join(lines[1:])
     assert max(map(len, lines)) <= screen.width - 3, "a ^C that the terminal echoes would wrap"
+
+
+def lines_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[float, int]], *, total: int = 100, enabled: bool = True
+) -> list[str]:
+    """What is said of steps at these seconds."""
+    plain = Console(file=io.StringIO(), width=40)
+    monkeypatch.setattr(terminal, "progress_console", lambda: plain)
+    clock = iter(seconds for seconds, _ in steps)
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with TrainingProgress(enabled=enabled) as progress:
+        for _, step in steps:
+            values = {"loss/search": 4.1234, "loss/[alike]": 3.0, "pairs_per_second": 1234.4}
+            progress.step(step, total, values | {"ms/data": 1.0, "ms/loss": 3.0})
+    return plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_without_a_terminal_there_is_one_plain_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [(1000.0, 1), (1020.0, 21), (1029.0, 30), (1030.0, 41), (1059.0, 60), (1061.0, 81), (1062.0, 100)]
+    lines = lines_without_a_terminal(monkeypatch, steps)
+    said = "  1,234 pairs/s  waiting 25%  loss search 4.123  [alike] 3.000"
+    assert lines == [
+        f"step 1/100{said}",
+        f"step 41/100{said}  0:00:44 left",  # 40 steps took 30 s, 59 are left
+        f"step 81/100{said}  0:00:14 left",
+        f"step 100/100{said}  0:00:00 left",
+    ]
+
+
+def test_the_last_step_is_told_of_a_training_that_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = lines_without_a_terminal(monkeypatch, [(0.0, 1), (1.0, 2), (2.0, 3)])
+    assert [line.split()[1] for line in lines] == ["1/100", "3/100"]
+    assert lines_without_a_terminal(monkeypatch, [(0.0, 1), (1.0, 2)], enabled=False) == []
+    assert len(lines_without_a_terminal(monkeypatch, [(0.0, 50)])) == 1, "nothing twice"
+
+
+def test_waiting_is_that_of_the_rank_that_waits_longest() -> None:
+    assert waiting_share({"ms/data": 1.0, "ms/loss": 3.0, "loss/data": 9.0}) == 0.25
+    assert waiting_share({"ms/data": 1.0, "ms/loss": 3.0, "ms_max/data": 2.0, "ms_max/loss": 3.0}) == 0.5
+    assert waiting_share({"pairs_per_second": 3.0}) == 0.0
+    assert [duration(seconds) for seconds in (0.4, 59.6, 3723, 360_000)] == [
+        "0:00:00",
+        "0:01:00",
+        "1:02:03",
+        "100:00:00",
+    ]
 
 
 def test_validations_stand_below_each_other_and_mark_the_best(screen: Console) -> None:

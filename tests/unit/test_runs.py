@@ -1,4 +1,4 @@
-"""The run folder: atomic files, refusal of what is not ours, one log to two places."""
+"""The run folder: atomic files, refusal of what is not ours."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchrec_mt.errors import UserError
-from torchrec_mt.runs import MetricsLog, RunFolder, write_atomic
+from torchrec_mt.runs import RunFolder, write_atomic
 
 
 def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -105,17 +105,3 @@ def test_a_failed_write_names_the_file_and_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_atomic(tmp_path / "a.json", "new")
     assert [(child.name, child.read_text()) for child in tmp_path.iterdir()] == [("a.json", "old")]
-
-
-def test_metrics_go_to_jsonl_and_tensorboard(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
-    run.start("{}")
-    log = MetricsLog(run)
-    log.write(3, "train", {"loss/find": 0.5})
-    log.close()
-    assert json.loads((run.path / "metrics.jsonl").read_text()) == {"step": 3, "kind": "train", "loss/find": 0.5}
-    assert list((run.path / "tensorboard").glob("events.*"))
-    log.open(run.path)
-    log.write(4, "train", {"loss/find": 0.25})
-    log.close()
-    assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -22,6 +22,8 @@ from torchrec_mt.schema import OOV_ROW
 class TaskPairs:
     """Pairs of one task as catalogue rows, before they become a Batch. Shapes and meaning as in `batch.Pairs`.
 
+    M are all draws of the candidate entity, whether the task takes them or not.
+
     `blocked` and `known_anchors` are (owner_L, id_L); `private_BH` holds catalogue rows.
     """
 
@@ -77,7 +79,7 @@ class Collator:
         """A Batch of pairs and drawn negatives.
 
         Args:
-            pairs: per task. negatives: per candidate entity, catalogue rows id_M that the tasks' stretches cut.
+            pairs: per task. negatives: per candidate entity, catalogue rows id_M.
             dropout_key: seeds the dropout of ids (None: no dropout).
         """
         tasks = self._dataset.manifest.tasks

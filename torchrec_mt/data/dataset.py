@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_mt.data.links import Links
-from torchrec_mt.data.opening import reading
+from torchrec_mt.data.opening import Mapped, reading
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema
 from torchrec_mt.storage import local_copy
@@ -138,8 +138,14 @@ def declaration_json(schema: Schema) -> dict[str, Any]:
 
 
 def prepared_part(declaration: dict[str, Any]) -> dict[str, Any]:
-    """A declaration (as JSON) without what training may change and need not prepare again: widths, dropout of ids."""
-    tables = {name: {**table, "dim": None} for name, table in declaration["tables"].items()}
+    """A declaration (as JSON) without what training may change and need not prepare again.
+
+    That is widths and dtypes of tables, dropout of ids.
+    """
+    tables = {
+        name: {key: value for key, value in table.items() if key != "dtype"} | {"dim": None}
+        for name, table in declaration["tables"].items()
+    }
     entities = {
         name: entity
         | {
@@ -240,6 +246,11 @@ class PreparedDataset:
     def reading(self, file: Path) -> AbstractContextManager[None]:
         """Around the reading of one of its files: a damaged one is a UserError that says to prepare again."""
         return reading(file, _remedy(self.path))
+
+    def mapped(self) -> Mapped:
+        """The files that training reads from beginning to end."""
+        patterns = ("store/*/*.npy", "known/*/*.npy", "negatives/*/*.npy", "pairs/*/train.parquet")
+        return Mapped((file for pattern in patterns for file in self.path.glob(pattern)), _remedy(self.path))
 
     def read(self, file: Path, columns: list[str] | None = None) -> pa.Table:
         """One of its Parquet files."""

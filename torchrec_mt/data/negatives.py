@@ -23,7 +23,7 @@ class InBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """`count` candidates per rank and step, drawn evenly; tasks of one candidate entity share them."""
+    """`count` candidates per lane and step, drawn evenly; tasks of one candidate entity share them."""
 
     kind: Literal["uniform"] = "uniform"
     count: int = 1024
@@ -34,7 +34,7 @@ class Uniform:
 
 @dataclass(frozen=True, kw_only=True)
 class Popularity:
-    """`count` candidates per rank and step drawn by (training pairs of the task) ** power."""
+    """`count` candidates per lane and step drawn by (training pairs of the task) ** power."""
 
     kind: Literal["popularity"] = "popularity"
     count: int = 256
@@ -151,25 +151,23 @@ class NegativesConfig:
         return self.tasks.get(task, self.sources)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Negatives drawn for one entity on one rank, id_M, and which stretches [start, stop) of them each task takes."""
-
-    id_M: np.ndarray
-    stretches: dict[str, tuple[tuple[int, int], ...]]
-
-
 class Sampler:
     """Draws the shared negatives of one candidate entity: uniform ones first, then each task's by popularity.
 
     Args:
         sources: per task of the entity. count_N: per task, training pairs of every candidate.
+        lanes: that draw in a step, each for itself.
     """
 
     def __init__(
-        self, sources: dict[str, Sequence[NegativeSource]], count_N: dict[str, np.ndarray], catalogue: int
+        self,
+        sources: dict[str, Sequence[NegativeSource]],
+        count_N: dict[str, np.ndarray],
+        catalogue: int,
+        *,
+        lanes: int = 1,
     ) -> None:
-        self._catalogue = catalogue
+        self._catalogue, self._lanes = catalogue, lanes
         self._uniform = {
             task: source.count for task, own in sources.items() for source in own if isinstance(source, Uniform)
         }
@@ -185,10 +183,10 @@ class Sampler:
             self.stretches[task] += ((position, position + source.count),)
             position += source.count
         self.size = position
-        """Negatives drawn in a step."""
+        """Negatives drawn in a step and lane."""
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """The negatives of one rank and step: id_M."""
+        """The negatives of one lane and step: id_M."""
         drawn = [rng.integers(0, self._catalogue, max(self._uniform.values(), default=0))]
         for task, source in self._popular.items():
             edges_N = self._edges_N[task]
@@ -197,10 +195,10 @@ class Sampler:
         return np.concatenate(drawn)
 
     def expected(self, task: str, id_M: np.ndarray) -> np.ndarray:
-        """Copies of each id that the task's draws of one rank are expected to hold: expected_M (float32)."""
+        """Copies of each id that the task's draws of all lanes are expected to hold: expected_M (float32)."""
         expected = np.full(len(id_M), self._uniform.get(task, 0) / self._catalogue)
         if task in self._popular:
             edges_N = self._edges_N[task]
             width_M = edges_N[id_M] - np.where(id_M > 0, edges_N[id_M - 1], 0.0)
             expected += self._popular[task].count * width_M / edges_N[-1]
-        return expected.astype(np.float32)
+        return self._lanes * expected.astype(np.float32)

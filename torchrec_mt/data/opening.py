@@ -1,6 +1,6 @@
 """Opening what programs of ours wrote earlier: a file that is missing or damaged is told with the remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,30 @@ def reading(file: Path, remedy: str) -> Iterator[None]:
         if error.errno is not None:
             raise
         raise UserError(f"'{file}' is damaged ({_first_line(error)}): {remedy}") from None  # pyarrow's own
+
+
+class Mapped:
+    """Files that are memory mapped for as long as this lives.
+
+    What is cut off of a mapped file takes the process with it at the next touch (SIGBUS), which no program can tell
+    of. So this looks whether they still reach as far as when they were mapped; call it before a batch is read.
+
+    Raises:
+        UserError: one is missing, or shorter.
+    """
+
+    def __init__(self, files: Iterable[Path], remedy: str) -> None:
+        self._sizes, self._remedy = {file: file.stat().st_size for file in files}, remedy
+
+    def check(self) -> None:
+        """Looks at all of them."""
+        for file, size in self._sizes.items():
+            with reading(file, self._remedy):
+                found = file.stat().st_size
+            if found < size:
+                raise UserError(
+                    f"'{file}' is damaged ({found:,} of {size:,} bytes are left since it was opened): {self._remedy}"
+                )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,23 +1,25 @@
-"""Reader: each rank streams its own row groups of every task's pairs and yields Batches, without end.
+"""Reader: each rank streams its lanes' row groups of every task's pairs and yields Batches, without end.
 
-A task's pairs are passed over again and again, each pass in a new order: row groups are permuted, ranks take equal
-stretches of them, a window of row groups is read at a time and its rows permuted. Ranks never run dry, so they agree on
-any number of steps. The same (seed, rank, number of ranks) gives the same batches.
+A task's pairs are passed over again and again (`data/pair_stream.py`). Lanes never run dry, so ranks agree on any
+number of steps. The same (seed, lane, number of lanes) gives the same pairs and draws at the same step, whatever the
+ranks (`data/lanes.py`) and whatever was read before: the position of a reader is the number of its step.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.data.collate import Collator
+from torchrec_mt.data.collate import Collator, TaskPairs
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.lanes import Lanes, cut, joined
 from torchrec_mt.data.mixing import Mixing, ProportionalMixing, batch_sizes
 from torchrec_mt.data.negatives import NegativesConfig, Sampler
+from torchrec_mt.data.pair_stream import PairFile, PairStream
 from torchrec_mt.data.task_pairs import PairMaker, PairRules
 from torchrec_mt.errors import UserError, within
 from torchrec_mt.schema import IdFeature, Schema
@@ -28,7 +30,7 @@ class ReaderConfig:
     """How batches are made.
 
     Args:
-        batch_size: pairs of all tasks per rank and step.
+        batch_size: pairs of all tasks per step and lane (rank, at the start of a run).
         mixing: pairs per task in a batch.
         shuffle_row_groups: row groups of a task held at a time and shuffled together.
         prefetch: batches prepared ahead while the current one trains; 0 prepares them in place.
@@ -45,87 +47,6 @@ class ReaderConfig:
         within(self, 0, 1_000, "prefetch")
 
 
-_COLUMNS = ("anchor", "candidate", "weight", "grade")
-
-
-class PairStream:
-    """An endless stream of one task's training pairs for one rank."""
-
-    def __init__(
-        self, dataset: PreparedDataset, task: str, *, seed: list[int], rank: int, world_size: int, window: int
-    ) -> None:
-        self._dataset, self._path = dataset, dataset.pairs_path(task, "train")
-        with dataset.reading(self._path):
-            self._file = pq.ParquetFile(self._path, memory_map=True)
-        if self._file.metadata.num_rows < world_size:
-            raise UserError(f"task '{task}' has {self._file.metadata.num_rows} training pairs for {world_size} ranks")
-        metadata = self._file.metadata
-        self._group_rows = np.array([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
-        self._seed, self._rank, self._world_size, self._window = seed, rank, world_size, window
-        self._blocks = self._all_passes()
-        self._rows: np.ndarray = np.zeros((0, len(_COLUMNS)))
-
-    def _all_passes(self) -> Iterator[np.ndarray]:
-        number = 0
-        while True:
-            yield from self._one_pass(number)
-            number += 1
-
-    def _one_pass(self, number: int) -> Iterator[np.ndarray]:
-        """This rank's part of a pass: the pairs stand in one order for all ranks, and each takes its stretch of it.
-
-        All parts are equally long, so all ranks pass on together; what does not divide (fewer pairs than ranks, others
-        every time) is left out of the pass.
-        """
-        rng = np.random.default_rng([*self._seed, number])
-        order = rng.permutation(len(self._group_rows))
-        ends = np.cumsum(self._group_rows[order])
-        share = int(ends[-1]) // self._world_size
-        start = (int(rng.integers(ends[-1])) + self._rank * share) % int(ends[-1])
-        stretches = _stretches(ends, start, share)
-        own = np.random.default_rng([*self._seed, number, self._rank + 1])
-        for first in range(0, len(stretches), self._window):
-            rows = np.concatenate(
-                [self._read(int(order[at]), low, high) for at, low, high in stretches[first : first + self._window]]
-            )
-            yield rows[own.permutation(len(rows))]
-
-    def _read(self, group: int, low: int, high: int) -> np.ndarray:
-        """Rows [low, high) of a row group."""
-        with self._dataset.reading(self._path):
-            table = self._file.read_row_group(group, columns=list(_COLUMNS)).slice(low, high - low)
-        return np.stack([table[name].to_numpy().astype(np.float64) for name in _COLUMNS], axis=1)
-
-    def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The next pairs: anchor_B, candidate_B (int64), weight_B, grade_B (float32)."""
-        parts = []
-        while count > 0:
-            if len(self._rows) == 0:
-                self._rows = next(self._blocks)
-            parts.append(self._rows[:count])
-            self._rows = self._rows[count:]
-            count -= len(parts[-1])
-        anchor_B, candidate_B, weight_B, grade_B = np.concatenate(parts).T
-        ids = anchor_B.astype(np.int64), candidate_B.astype(np.int64)
-        return *ids, weight_B.astype(np.float32), grade_B.astype(np.float32)
-
-
-def _stretches(ends: np.ndarray, start: int, length: int) -> list[tuple[int, int, int]]:
-    """Which rows of which row groups, (position, low, high), make `length` rows from row `start` on, round the end.
-
-    Args:
-        ends: running number of rows at the end of each group.
-    """
-    total = int(ends[-1])
-    found = []
-    for low, high in ((start, min(start + length, total)), (0, max(0, start + length - total))):
-        first, last = np.searchsorted(ends, [low, high - 1], side="right") if high > low else (0, -1)
-        for at in range(first, last + 1):
-            begin = int(ends[at - 1]) if at else 0
-            found.append((at, max(low, begin) - begin, min(high, int(ends[at])) - begin))
-    return found
-
-
 class Reader:
     """Yields Batches of the training split for one rank, without end.
 
@@ -134,6 +55,10 @@ class Reader:
         rules: per task, what its loss wants of its pairs (none: nothing special).
         seed: of everything drawn here.
         rank, world_size: whose part to read.
+        lanes: in which a step's batch is read, whatever the number of ranks; fixed when a run starts. None: world_size.
+
+    Raises:
+        UserError: what the dataset cannot give; numbers of lanes and ranks of which neither divides the other.
     """
 
     def __init__(
@@ -147,30 +72,29 @@ class Reader:
         seed: int,
         rank: int,
         world_size: int,
+        lanes: int | None = None,
     ) -> None:
-        self._config, self._seed, self._rank, self._world_size = config, seed, rank, world_size
-        tasks = schema.trained_tasks
+        self._config, self._seed, self._step = config, seed, 0
+        self._lanes = Lanes(lanes or world_size, rank, world_size)
+        number, tasks = self._lanes.number, schema.trained_tasks
         _check_tasks(negatives, tasks)
         self._pairs = {name: dataset.manifest.tasks[name].pairs["train"] for name in tasks}
         self.batch_sizes = batch_sizes(config.mixing, self._pairs, config.batch_size)
         held = sum(self._pairs.values())
-        if config.batch_size * world_size > held:
+        if config.batch_size * number > held:
             raise UserError(
-                f"reader.batch_size = {config.batch_size:,} on {world_size} rank(s) is more than the {held:,} training "
+                f"reader.batch_size = {config.batch_size:,} on {number} rank(s) is more than the {held:,} training "
                 "pairs of all tasks: make it smaller"
             )
+        _check_sharers(self.batch_sizes, self._lanes)
         self._candidate_entity = {name: task.candidate for name, task in tasks.items()}
-        self._streams = {
-            name: PairStream(
-                dataset, name, seed=[seed, number], rank=rank, world_size=world_size, window=config.shuffle_row_groups
-            )
-            for number, name in enumerate(tasks)
-        }
+        self._files = {name: PairFile(dataset, name, number) for name in tasks}
         self._samplers = {
             entity: Sampler(
                 {name: negatives.of(name) for name in tasks if tasks[name].candidate == entity},
                 {name: dataset.frequencies(name) for name in tasks if tasks[name].candidate == entity},
                 dataset.manifest.entities[entity].count,
+                lanes=number,
             )
             for entity in dict.fromkeys(self._candidate_entity.values())
         }
@@ -180,6 +104,7 @@ class Reader:
             )
             for name, task in tasks.items()
         }
+        self._digest, self._mapped = dataset.manifest.digest, dataset.mapped()
         self._collate = Collator(
             dataset,
             id_dropout={
@@ -193,31 +118,121 @@ class Reader:
     @property
     def steps_per_epoch(self) -> int:
         """Steps until as many pairs have passed, over all ranks and tasks, as the training split holds."""
-        return -(-sum(self._pairs.values()) // (self._config.batch_size * self._world_size))
+        return -(-sum(self._pairs.values()) // (self._config.batch_size * self._lanes.number))
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Most pairs of all tasks that a rank holds in a step, the same on every rank."""
+        return sum(max(self._lanes.counts(size)) for size in self.batch_sizes.values())
 
     @property
     def draws_per_step(self) -> int:
-        """Negatives that this rank draws from catalogues in a step."""
-        return sum(sampler.size for sampler in self._samplers.values())
+        """Most negatives from catalogues that a rank holds in a step, the same on every rank."""
+        return sum(max(self._lanes.counts(sampler.size)) for sampler in self._samplers.values())
 
-    def _batches(self) -> Iterator[Batch]:
-        step = 0
+    def state_dict(self) -> dict[str, int | str]:
+        """Where this reader stands: after the batch handed out last (batches made ahead do not count).
+
+        The same on every rank, and small: the step, and what else decides which batch comes at a step.
+        """
+        return {"step": self._step, **self._fixed()}
+
+    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
+        """Stands where another reader stood: the next batch is the one that it would have handed out next.
+
+        For iterators made from now on. Nothing that came before is read again.
+
+        Raises:
+            UserError: the state is of a reader of other batches, or says no step.
+        """
+        fixed, step = self._fixed(), state.get("step")
+        differing = [
+            f"{key} = {state.get(key, 'nothing')!r} there, {fixed.get(key, 'nothing')!r} here"
+            for key in sorted({*fixed, *state} - {"step"})
+            if state.get(key) != fixed.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"the reader's saved position is one among other batches ({'; '.join(differing)}): "
+                "go on with the dataset and the config that it was saved with"
+            )
+        if type(step) is not int or step < 0:
+            raise UserError(f"the reader's saved position has step = {step!r}: must be a whole number from 0 on")
+        self._step = step
+
+    def _fixed(self) -> dict[str, int | str]:
+        """What decides, with the step, which pairs and draws come."""
+        return {
+            "seed": self._seed,
+            "lanes": self._lanes.number,
+            "shuffle_row_groups": self._config.shuffle_row_groups,
+            "dataset": self._digest,
+            **{f"batch_size/{name}": size for name, size in self.batch_sizes.items()},
+            **{f"pairs/{name}": file.layout for name, file in self._files.items()},
+            **{f"draws/{entity}": sampler.size for entity, sampler in self._samplers.items()},
+        }
+
+    def _streams(self, lane: int, step: int) -> dict[str, PairStream]:
+        """The pairs of a lane by task, as they come from a step on."""
+        return {
+            name: PairStream(
+                file,
+                seed=[self._seed, number],
+                lane=lane,
+                window=self._config.shuffle_row_groups,
+                taken=step * self.batch_sizes[name],
+            )
+            for number, (name, file) in enumerate(self._files.items())
+        }
+
+    def _lane(
+        self, lane: int, step: int, streams: dict[str, PairStream]
+    ) -> tuple[dict[str, TaskPairs], dict[str, np.ndarray]]:
+        """Pairs by task and draws by candidate entity of one lane."""
+        rng = np.random.default_rng([self._seed, 1 << 20, step, lane])
+        negatives = {entity: sampler.draw(rng) for entity, sampler in self._samplers.items()}
+        pairs = {
+            name: self._makers[name](*stream.take(self.batch_sizes[name]), negatives[self._candidate_entity[name]], rng)
+            for name, stream in streams.items()
+        }
+        return pairs, negatives
+
+    def _batch(self, made: list[tuple[dict[str, TaskPairs], dict[str, np.ndarray]]], step: int) -> Batch:
+        """This rank's part of what its lanes hold."""
+        lanes, sizes = self._lanes, self.batch_sizes
+        drawn = {entity: lanes.part(sampler.size) for entity, sampler in self._samplers.items()}
+        pairs = {
+            name: cut(joined([pairs[name] for pairs, _ in made]), lanes.part(size), drawn[self._candidate_entity[name]])
+            for name, size in sizes.items()
+        }
+        negatives = {
+            entity: np.concatenate([negatives[entity] for _, negatives in made])[part] for entity, part in drawn.items()
+        }
+        batch = self._collate(pairs, negatives, dropout_key=self._seed * 1_000_003 + step)
+        return replace(
+            batch,
+            pairs={name: replace(one, counts=lanes.counts(sizes[name])) for name, one in batch.pairs.items()},
+            negatives={
+                entity: replace(one, lanes=lanes.number, counts=lanes.counts(self._samplers[entity].size))
+                for entity, one in batch.negatives.items()
+            },
+        )
+
+    def _batches(self, step: int) -> Generator[Batch]:
+        streams = {lane: self._streams(lane, step) for lane in self._lanes.mine}
         while True:
-            rng = np.random.default_rng([self._seed, 1 << 20, step, self._rank])
-            negatives = {entity: sampler.draw(rng) for entity, sampler in self._samplers.items()}
-            pairs = {
-                name: self._makers[name](
-                    *stream.take(self.batch_sizes[name]), negatives[self._candidate_entity[name]], rng
-                )
-                for name, stream in self._streams.items()
-            }
-            yield self._collate(pairs, negatives, dropout_key=self._seed * 1_000_003 + step)
+            self._mapped.check()
+            yield self._batch([self._lane(lane, step, own) for lane, own in streams.items()], step)
             step += 1
 
-    def __iter__(self) -> Iterator[Batch]:
-        if self._config.prefetch == 0:
-            return self._batches()
-        return prefetched(self._batches(), self._config.prefetch)
+    def __iter__(self) -> Generator[Batch]:
+        step, prefetch = self._step, self._config.prefetch
+        source = self._batches(step)
+        with closing(prefetched(source, prefetch) if prefetch else source) as batches:
+            for batch in batches:
+                step += 1
+                self._step = step
+                yield batch
 
 
 def _check_tasks(negatives: NegativesConfig, tasks: Mapping[str, object]) -> None:
@@ -226,7 +241,16 @@ def _check_tasks(negatives: NegativesConfig, tasks: Mapping[str, object]) -> Non
             raise UserError(f"negatives.tasks names '{name}', which is no trained task: {list(tasks)}")
 
 
-def prefetched(source: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _check_sharers(batch_sizes: Mapping[str, int], lanes: Lanes) -> None:
+    name, size = min(batch_sizes.items(), key=lambda item: item[1])
+    if size < lanes.sharers:
+        raise UserError(
+            f"task '{name}' has {size} pair(s) of a lane's batch, too few for the {lanes.sharers} ranks that share it: "
+            f"take at most {size * lanes.number} ranks"
+        )
+
+
+def prefetched(source: Iterator[Batch], depth: int) -> Generator[Batch]:
     """The same items, up to `depth` of them made ahead by one thread. Its errors are raised here; closing ends it."""
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
         ahead = deque(pool.submit(next, source, None) for _ in range(depth))

@@ -60,8 +60,6 @@ class PairMaker:
         Args:
             drawn_id_M: all draws of the candidate entity. rng: chooses among hard negatives.
         """
-        stretches = self._sampler.stretches[self._name]
-        id_M = np.concatenate([drawn_id_M[start:stop] for start, stop in stretches] or [drawn_id_M[:0]])
         private_BH, log_count_BH, listed = self._private(anchor_B, rng)
         anchors = self._known_anchors_of(anchor_B, candidate_B) if self._rules.symmetric else None
         return TaskPairs(
@@ -70,9 +68,9 @@ class PairMaker:
             weight_B=self._by_grade(weight_B, grade_B),
             share_B=self._share_N[candidate_B],
             drawn_B=self._sampler.expected(self._name, candidate_B),
-            share_M=self._share_N[id_M],
-            drawn_M=self._sampler.expected(self._name, id_M),
-            stretches=stretches,
+            share_M=self._share_N[drawn_id_M],
+            drawn_M=self._sampler.expected(self._name, drawn_id_M),
+            stretches=self._sampler.stretches[self._name],
             blocked=self._blocked(anchor_B, candidate_B, listed),
             private_BH=private_BH,
             private_log_count_BH=log_count_BH,

@@ -1,11 +1,12 @@
 """Collectives the project needs, each the identity on one rank. Equal shapes on all ranks unless said otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from torchrec_mt.errors import UserError
 
@@ -27,10 +28,18 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather(local: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, with gradient: x_ND -> x_(W*N)D."""
+def gather(local: Tensor, counts: Sequence[int] = ()) -> Tensor:
+    """Rows of all ranks in rank order, with gradient: x_ND -> x_(W*N)D.
+
+    Args:
+        counts: rows of each rank, where they differ.
+    """
     if dist.get_world_size() == 1:
         return local
+    if len(set(counts)) > 1:
+        most = max(counts)
+        whole = gather(pad(local, [0, 0] * (local.dim() - 1) + [0, most - len(local)]))
+        return torch.cat([whole[at * most : at * most + count] for at, count in enumerate(counts)])
     if local.requires_grad:
         return _Gather.apply(local)
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
@@ -46,6 +55,19 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+@torch.no_grad()
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Puts the mean over ranks in place of each tensor, all in one message."""
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
 def max_over_ranks(value: int, device: torch.device) -> int:
     """Largest of one integer per rank."""
     if dist.get_world_size() == 1:
@@ -53,6 +75,13 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
+
+
+def gather_numbers(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """The numbers of every rank, in rank order; as many on each."""
+    if dist.get_world_size() == 1:
+        return [list(values)]
+    return gather(torch.tensor([values], dtype=torch.float64, device=device)).tolist()  # type: ignore[no-any-return]
 
 
 def from_main(value: T | None) -> T:

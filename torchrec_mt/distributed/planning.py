@@ -9,22 +9,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import nn
+from torchrec import EmbeddingBagCollection
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 
+from torchrec_mt.distributed.layouts import (
+    Auto,
+    ColumnWise,
+    DataParallel,
+    Grid,
+    Hosts,
+    Layout,
+    LayoutName,
+    RowWise,
+    TableRowWise,
+    TableWise,
+    check_layout,
+    kernel_of,
+    layout_of,
+    leaves_a_rank_empty,
+)
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import TABLE_PREFIX
 
-ShardingKind = Literal["auto", "table_wise", "row_wise", "data_parallel"]
+_COMM_TYPES = {"float32": CommType.FP32, "float16": CommType.FP16, "bfloat16": CommType.BF16}
 
-# How each kind computes. `dense`: the gradient is a tensor of the table's size, the update comes after the backward.
-_KERNELS = {"table_wise": "fused", "row_wise": "fused", "data_parallel": "dense"}
-_AUTO = ["table_wise", "row_wise"]
+
+@dataclass(frozen=True, kw_only=True)
+class CommunicationConfig:
+    """What numbers of sharded tables travel as between ranks.
+
+    Args:
+        forward: what was looked up. backward: its gradients; bfloat16 has their range, float16 takes those below 6e-8
+            for 0.
+    """
+
+    forward: Literal["float32", "float16", "bfloat16"] = "float32"
+    backward: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +65,76 @@ class ShardingConfig:
             row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
             gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
             rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
-        tables: kind by table.
+        tables: layout by table. A name alone takes that layout's defaults. communication: what travels between ranks.
     """
 
-    default: ShardingKind = "auto"
-    tables: dict[str, ShardingKind] = field(default_factory=dict)
+    default: LayoutName | Layout = "auto"
+    tables: dict[str, LayoutName | Layout] = field(default_factory=dict)
+    communication: CommunicationConfig = field(default_factory=CommunicationConfig)
+
+    def of(self, table: str) -> Layout:
+        """The layout of a table."""
+        return layout_of(self.tables.get(table, self.default))
+
+
+def for_reading(config: ShardingConfig, *, device_type: str, world_size: int) -> ShardingConfig:
+    """The layouts for a trained model that is only read, on a machine that may be another than it was trained on.
+
+    Every layout reads the same numbers, so what the present machine cannot have is left to `auto`.
+    """
+    hosts = Hosts.of(world_size)
+
+    def readable(name: LayoutName | Layout) -> LayoutName | Layout:
+        layout = layout_of(name)
+        if kernel_of(layout) not in ("fused", "dense") and device_type != "cuda":
+            return "auto"
+        if isinstance(layout, TableRowWise):
+            return layout if hosts and hosts.count > 1 else "auto"
+        return "auto" if isinstance(layout, ColumnWise | Grid) else layout
+
+    return ShardingConfig(
+        default=readable(config.default), tables={table: readable(name) for table, name in config.tables.items()}
+    )
 
 
 class Sharder(EmbeddingBagCollectionSharder):
-    """The default sharder, with row-wise also on CPU, where TorchRec does not offer it (results are equal)."""
+    """The default sharder, with all layouts also on CPU, where TorchRec does not offer them (results are equal)."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(_KERNELS)
+        return ["table_wise", "row_wise", "data_parallel", "column_wise", "table_row_wise", "grid_shard"]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return [_KERNELS[sharding_type]]
+        if sharding_type == "data_parallel":
+            return ["dense"]
+        return ["fused", *(["fused_uvm", "fused_uvm_caching"] if compute_device_type == "cuda" else [])]
+
+
+def _sharding_types(layout: Layout, *, by_row: bool) -> list[str]:
+    """What the planner may choose from, by TorchRec's names; `auto` takes rows apart only where `by_row` allows it."""
+    match layout:
+        case Auto():
+            return ["table_wise", "row_wise"] if by_row else ["table_wise"]
+        case Grid():
+            return ["grid_shard"]
+        case DataParallel() | TableWise() | RowWise() | ColumnWise() | TableRowWise():
+            return [layout.kind]
+
+
+def make_sharder(communication: CommunicationConfig, device: torch.device) -> Sharder:
+    """The sharder whose tables talk as the config says.
+
+    Raises:
+        UserError: bfloat16 on CPUs.
+    """
+    for key in ("forward", "backward"):
+        if getattr(communication, key) == "bfloat16" and device.type == "cpu":
+            raise UserError(
+                f'sharding.communication.{key} = "bfloat16": between CPUs TorchRec sends float32 or float16: choose one'
+            )
+    config = QCommsConfig(
+        forward_precision=_COMM_TYPES[communication.forward], backward_precision=_COMM_TYPES[communication.backward]
+    )
+    return Sharder(qcomm_codecs_registry=get_qcomm_codecs_registry(config, device=device))
 
 
 def make_plan(
@@ -60,32 +144,51 @@ def make_plan(
     pooling_factors: Mapping[str, list[float]],
     batch_size: int,
     device_type: str,
+    optimizer: TableOptimizer | None = None,
 ) -> ShardingPlan:
     """Plans every table of `module`.
 
     Args:
         pooling_factors: per table, mean lookups per row for each key that reads it.
-        batch_size: rows of a batch per rank.
+        batch_size: rows of a batch per rank. optimizer: of the tables; row-wise Adagrad where None.
 
     Raises:
-        UserError: on every rank, if planning fails on any, or ranks come to different plans.
+        UserError: on every rank, if a layout cannot be right, planning fails on any, or ranks come to different plans;
+            communication that the device has not.
     """
     unknown = set(config.tables) - set(pooling_factors)
     if unknown:
         raise UserError(
             f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}"
         )
-    constraints = {
-        TABLE_PREFIX + table: ParameterConstraints(
-            sharding_types=_AUTO if kind == "auto" else [kind],
-            compute_kernels=["dense"] if kind == "data_parallel" else ["fused"],
-            pooling_factors=[max(factor, 0.01) for factor in factors],
+    world_size = dist.get_world_size()
+    hosts, shapes = Hosts.of(world_size), table_shapes(module)
+    constraints = {}
+    for table, factors in pooling_factors.items():
+        layout, (rows, dim) = config.of(table), shapes[table]
+        check_layout(
+            table,
+            layout,
+            rows=rows,
+            dim=dim,
+            optimizer=optimizer or RowWiseAdagrad(),
+            device_type=device_type,
+            hosts=hosts,
+            world_size=world_size,
         )
-        for table, factors in pooling_factors.items()
-        for kind in [config.tables.get(table, config.default)]
-    }
+        constraints[TABLE_PREFIX + table] = ParameterConstraints(
+            sharding_types=_sharding_types(layout, by_row=not leaves_a_rank_empty(rows, world_size)),
+            compute_kernels=[kernel_of(layout)],
+            pooling_factors=[max(factor, 0.01) for factor in factors],
+            min_partition=dim // layout.columns if isinstance(layout, ColumnWise | Grid) else None,
+        )
+    sharder = make_sharder(config.communication, torch.device(device_type))
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=dist.get_world_size(), compute_device=device_type),
+        topology=Topology(
+            world_size=world_size,
+            local_world_size=hosts.ranks if hosts else None,
+            compute_device=device_type,
+        ),
         batch_size=batch_size,
         constraints=constraints,
         storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
@@ -93,15 +196,25 @@ def make_plan(
     )
     plan, failure = None, None
     try:
-        plan = planner.plan(module, [Sharder()])
+        plan = planner.plan(module, [sharder])
     except PlannerError as error:
         failure = str(error)
-    outcomes: list[str | None] = [None] * dist.get_world_size()
+    outcomes: list[str | None] = [None] * world_size
     dist.all_gather_object(outcomes, failure or json.dumps(describe_plan(plan), sort_keys=True))
     if failure or len(set(outcomes)) > 1:
         raise UserError(f"planning the tables failed: {failure or 'ranks came to different plans'}")
     assert plan is not None
     return plan
+
+
+def table_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Rows and columns of each table of the unsharded model."""
+    collections = [part for part in module.modules() if isinstance(part, EmbeddingBagCollection)]
+    return {
+        table.name.removeprefix(TABLE_PREFIX): (table.num_embeddings, table.embedding_dim)
+        for collection in collections
+        for table in collection.embedding_bag_configs()
+    }
 
 
 def describe_plan(plan: ShardingPlan | None) -> dict[str, Any]:

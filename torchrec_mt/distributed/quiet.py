@@ -3,15 +3,18 @@
 import logging
 import warnings
 
-_MESSAGES = {
+_MESSAGES = (
     # The planner is told the topology outright; the factory it advertises is for named clouds.
-    "torchrec.distributed.planner.types": "The topology was constructed directly",
+    ("torchrec.distributed.planner.types", "The topology was constructed directly"),
     # Said on the first import of fx by any tracing code.
-    "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+    ("torch.fx._symbolic_trace", "is_fx_tracing will return true"),
     # Replicated tables have no shards, and nobody asked for a cache.
-    "root": "Sharding spec not found for ",
-    "torchrec.distributed.utils": "Sharding Type is data_parallel, caching params will be ignored",
-}
+    ("root", "Sharding spec not found for "),
+    ("torchrec.distributed.utils", "Sharding Type is data_parallel, caching params will be ignored"),
+    # Of layouts over hosts: a host is what LOCAL_WORLD_SIZE says, and who is connected to whom.
+    ("torchrec.distributed.comm", "TORCHREC_RESOLVED_POD_SIZE not set"),
+    ("torchrec.distributed.comm", "[Connection] "),
+)
 
 _WARNINGS = (
     # TorchRec 1.8 calls collectives by the names they had before torch 2.13.
@@ -24,17 +27,17 @@ _WARNINGS = (
 class _Filter(logging.Filter):
     def __init__(self, start: str) -> None:
         super().__init__()
-        self._start = start
+        self.start = start
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self._start)
+        return not record.getMessage().startswith(self.start)
 
 
 def quiet_dependencies() -> None:
     """Installs the filters; calling it again does nothing."""
-    for name, start in _MESSAGES.items():
+    for name, start in _MESSAGES:
         logger = logging.getLogger(name)
-        if not any(isinstance(existing, _Filter) for existing in logger.filters):
+        if not any(isinstance(existing, _Filter) and existing.start == start for existing in logger.filters):
             logger.addFilter(_Filter(start))
     for category, message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)

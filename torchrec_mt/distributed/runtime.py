@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from torchrec_mt.distributed.lost import telling_lost_ranks
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError, within
 
@@ -80,7 +81,7 @@ def runtime(config: RuntimeConfig) -> Iterator[Runtime]:
     """Joins the job that torchrun or TorchX started, or forms a group of one in this process; leaves it at the end.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: a device that is not there; another rank that is there no longer.
     """
     quiet_dependencies()
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
@@ -95,7 +96,8 @@ def runtime(config: RuntimeConfig) -> Iterator[Runtime]:
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
-        seed_everything(config.seed)
-        yield Runtime(dist.get_rank(), dist.get_world_size(), device)
+        with telling_lost_ranks():
+            seed_everything(config.seed)
+            yield Runtime(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()

@@ -4,41 +4,43 @@ Tables that the plan replicates have no fused optimizer: `replicated_tables` nam
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    DenseTableBatchedEmbeddingBagsCodegen,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
-from torch import nn
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward  # type: ignore[attr-defined]
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.types import ShardingPlan
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import max_over_ranks
-from torchrec_mt.distributed.planning import Sharder
-
-# Of row-wise Adagrad: the fused kernel's default is 1e-8 and that of `RowWiseAdagrad` 1e-10, so it is given to both.
-TABLE_EPS = 1e-8
+from torchrec_mt.distributed.planning import CommunicationConfig, make_sharder
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, fused_rule
 
 
-def fuse_table_optimizer(tables: nn.Module, learning_rate: float) -> None:
-    """Marks tables for row-wise Adagrad inside the backward pass (one accumulator a row). Call before `shard`.
+def fuse_table_optimizer(tables: nn.Module, learning_rate: float, optimizer: TableOptimizer | None = None) -> None:
+    """Marks tables for their optimizer inside the backward pass; row-wise Adagrad where None. Call before `shard`.
 
     Every backward through a table is then an update: call exactly one a step. Tables that the plan replicates lose the
     mark: they are updated by `Optimizers.step`.
     """
-    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": learning_rate, "eps": TABLE_EPS})
+    rule, arguments = fused_rule(optimizer or RowWiseAdagrad(), learning_rate)
+    apply_optimizer_in_backward(rule, tables.parameters(), arguments)
 
 
-def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
+def shard(
+    model: nn.Module,
+    plan: ShardingPlan,
+    device: torch.device,
+    communication: CommunicationConfig | None = None,
+) -> DistributedModelParallel:
     """Shards the tables by the plan and replicates everything else; rank 0's dense weights become everybody's."""
     with warnings.catch_warnings():
         # TorchRec 1.8 passes DDP an argument that torch 2.13 renamed.
@@ -47,10 +49,11 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
             model,
             device=device,
             plan=plan,
-            sharders=[Sharder()],
+            sharders=[make_sharder(communication or CommunicationConfig(), device)],
             data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=True),
         )
     _take_weights_as_constants(sharded)
+    _count_updates(sharded)
     return sharded
 
 
@@ -66,12 +69,47 @@ def _take_weights_as_constants(model: nn.Module) -> None:
         kernel.register_forward_pre_hook(say, with_kwargs=True)
 
 
+def _count_updates(model: nn.Module) -> None:
+    """Has fused kernels raise where a second backward of a step would be a second update; see `allow_one_update`."""
+
+    def watch(kernel: nn.Module, arguments: Any, pooled: Tensor) -> None:
+        def about_to_update(gradient: Tensor) -> None:
+            left = getattr(kernel, "updates_left", None)
+            if left is not None:
+                if not left:
+                    raise ValueError(
+                        "a second backward of a step reached a table whose optimizer is fused into the backward: it "
+                        "would be a second update; add the losses up and call backward once"
+                    )
+                kernel.updates_left = left - 1  # type: ignore[assignment]
+
+        if pooled.requires_grad:
+            pooled.register_hook(about_to_update)
+
+    for kernel in table_kernels(model):
+        if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen):
+            kernel.register_forward_hook(watch)
+
+
+def allow_one_update(kernels: Iterable[nn.Module]) -> None:
+    """At the start of a step: from now on, one backward through each kernel (of `table_kernels`), and no other.
+
+    Kernels for which it was never called are not watched.
+    """
+    for kernel in kernels:
+        kernel.updates_left = 1  # type: ignore[assignment]
+
+
 def table_kernels(model: nn.Module) -> list[nn.Module]:
-    """The kernels that look up this rank's shards of the tables. TorchRec keeps them in lists, out of `modules()`."""
-    kinds = (SplitTableBatchedEmbeddingBagsCodegen, DenseTableBatchedEmbeddingBagsCodegen)
+    """The kernels that look up this rank's shards of the tables."""
+    return [bags.emb_module for bags in shards_here(model)]
+
+
+def shards_here(model: nn.Module) -> list[BaseBatchedEmbeddingBag]:
+    """This rank's shards of the tables, by kernel. TorchRec keeps them in lists, out of `modules()`."""
     collections = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
     lookups = [lookup for collection in collections for lookup in collection._lookups]
-    return [kernel for lookup in lookups for kernel in lookup.modules() if isinstance(kernel, kinds)]
+    return [bags for lookup in lookups for bags in lookup.modules() if isinstance(bags, BaseBatchedEmbeddingBag)]
 
 
 def is_table(name: str) -> bool:
@@ -102,21 +140,24 @@ def replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter
 
 
 def pad_rows(batch: Batch) -> Batch:
-    """The batch with empty rows up to the largest batch of any rank.
+    """The batch with empty rows up to the largest batch of any rank, to which nothing refers."""
+    features = pad_features(batch.features)
+    return batch if features is batch.features else replace(batch, features=features)
 
-    Row-wise sharding in TorchRec 1.8 fails in the backward pass when ranks hold different numbers of rows. Nothing
-    refers to the rows added.
+
+def pad_features(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    """The features with empty rows up to the most of any rank.
+
+    Row-wise sharding in TorchRec 1.8 fails in the backward pass when ranks hold different numbers of rows.
     """
-    features = batch.features
     rows = features.stride()
     wanted = max_over_ranks(rows, features.device())
     if wanted == rows:
-        return batch
+        return features
     lengths_FE = features.lengths().view(len(features.keys()), rows)
-    padded = KeyedJaggedTensor(
+    return KeyedJaggedTensor(
         keys=features.keys(),
         values=features.values(),
         weights=features.weights(),
         lengths=torch.nn.functional.pad(lengths_FE, (0, wanted - rows)).flatten(),
     )
-    return replace(batch, features=padded)

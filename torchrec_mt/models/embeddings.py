@@ -6,22 +6,25 @@ step: with an optimizer fused into its backward every lookup would be an update.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec.modules.embedding_configs import DataType
 
 from torchrec_mt.schema import TABLE_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """One embedding table as the model needs it: rows, width, and the keys that read it."""
+    """One embedding table as the model needs it: rows, width, the keys that read it, and the dtype of its rows."""
 
     name: str
     rows: int
     dim: int
     keys: tuple[str, ...]
+    dtype: Literal["float32", "float16"] = "float32"
 
 
 def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> EmbeddingBagCollection:
@@ -39,6 +42,7 @@ def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> E
                 feature_names=list(table.keys),
                 pooling=PoolingType.SUM,
                 init_fn=_Normal(table.dim),
+                data_type=DataType.FP16 if table.dtype == "float16" else DataType.FP32,
             )
             for table in tables
         ],
@@ -71,8 +75,15 @@ class Embeddings(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor, ranges: Mapping[str, tuple[int, int]]) -> dict[str, list[Tensor]]:
         """pooled_ED of each sparse feature of each entity named in `ranges` (rows [start, stop) of the batch)."""
+        return self.by_entity(self.look_up(features), ranges)
+
+    def look_up(self, features: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """pooled_ED of each key."""
         # By name: under table-wise sharding the columns of the output are ordered by rank.
-        pooled = self.collection(features).to_dict()
+        return self.collection(features).to_dict()
+
+    def by_entity(self, pooled: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, int]]) -> dict[str, list[Tensor]]:
+        """The features of each entity named in `ranges`, from those of the keys."""
         return {
             entity: [pooled[key][start:stop] for key in self._keys[entity]] for entity, (start, stop) in ranges.items()
         }

@@ -4,9 +4,9 @@ One tower per entity encodes every distinct entity of the batch once. Candidates
 index serves all tasks); the task is on the anchor side alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class ModelConfig:
         temperature: of tasks not named in `temperatures`.
         rows_at_once: entities (and anchors) that go through the towers at a time, 0 for all: their activations are then
             computed again in the backward pass instead of being kept (GradCache, Gao et al. 2021, with one backward).
+        precision: of the matrix products in the towers. With bfloat16 (torch's autocast) weights, gradients and the
+            vectors that come out stay float32.
     """
 
     dim: int = 64
@@ -41,6 +43,7 @@ class ModelConfig:
     temperature: Temperature = field(default_factory=Temperature)
     temperatures: dict[str, Temperature] = field(default_factory=dict)
     rows_at_once: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         within(self, 1, 65_536, "dim", "hidden", "task_hidden", "task_dim")
@@ -87,6 +90,11 @@ class Vectors(NamedTuple):
     bias: dict[str, Tensor]
 
 
+def entity_ranges(batch: Batch) -> dict[str, tuple[int, int]]:
+    """Which rows of the batch are whose."""
+    return {entity: (rows.start, rows.stop) for entity, rows in batch.entities.items()}
+
+
 class TwoTower(nn.Module):
     """The model.
 
@@ -100,6 +108,7 @@ class TwoTower(nn.Module):
         super().__init__()
         self._spec = spec
         self._rows_at_once = config.rows_at_once
+        self._bfloat16 = config.precision == "bfloat16"
         keys = {name: entity.keys for name, entity in spec.entities.items()}
         self.embeddings = Embeddings(spec.tables, keys, table_device or device)
         with torch.device(device):
@@ -125,14 +134,13 @@ class TwoTower(nn.Module):
             )
             self.scales = TaskScales(spec.tasks, config.temperature, config.temperatures, spec.biased)
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: Batch, sparse: Mapping[str, list[Tensor]] | None = None) -> dict[str, Tensor]:
         """Every entity of the batch, vector_ED per entity type, before task conditioning, not normalised."""
-        ranges = {entity: (rows.start, rows.stop) for entity, rows in batch.entities.items()}
-        sparse = self.embeddings(batch.features, ranges)
+        if sparse is None:
+            sparse = self.embeddings(batch.features, entity_ranges(batch))
         return {
-            entity: in_slices(
-                lambda *inputs, tower=self.towers[entity]: tower(inputs[:-1], inputs[-1]),
-                self._rows_at_once,
+            entity: self._in_slices(
+                lambda *inputs, tower=self.towers[entity]: tower(inputs[:-1], inputs[-1]).float(),
                 *sparse[entity],
                 rows.dense_ED,
             )
@@ -141,17 +149,27 @@ class TwoTower(nn.Module):
 
     def anchors(self, x_BD: Tensor, task: str) -> Tensor:
         """Unit anchor vectors of a task from `encode`'s vectors."""
-        return in_slices(lambda x_RD: unit(self.conditioning(x_RD, task)), self._rows_at_once, x_BD)
+        return self._in_slices(lambda x_RD: unit(self.conditioning(x_RD, task).float()), x_BD)
 
-    def forward(self, batch: Batch, anchors_of: Mapping[str, str] | None = None) -> Vectors:
+    def _in_slices(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self._bfloat16):
+            return in_slices(function, self._rows_at_once, *inputs)
+
+    def forward(
+        self,
+        batch: Batch,
+        anchors_of: Mapping[str, str] | None = None,
+        sparse: Mapping[str, list[Tensor]] | None = None,
+    ) -> Vectors:
         """Vectors of the batch's pairs; or, without pairs, of its entities.
 
         Args:
             batch: shapes as in `batch.Batch`.
             anchors_of: task -> anchor entity to encode as whole (a batch without pairs); its candidates come per entity
                 in `negative`. None: the pairs of the batch.
+            sparse: what `embeddings` gave for the batch, where it was looked up before.
         """
-        x = self.encode(batch)
+        x = self.encode(batch, sparse)
         if anchors_of is not None:
             return Vectors(
                 anchor={task: self.anchors(x[entity], task) for task, entity in anchors_of.items()},

@@ -1,12 +1,15 @@
 """What a person sees while a program runs: one console, one style of progress bar, live losses, validations."""
 
+import math
 import sys
+import time
 from collections.abc import Iterable
 from functools import cache
 from types import TracebackType
 
 from rich.columns import Columns
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +25,8 @@ from rich.text import Text
 from torchrec_mt.reporting.trimmed import Trimmed
 
 _SHOWN = "recall@100"
+_EVERY = 30.0
+"""Seconds between lines where there is no terminal, at least."""
 _LEAST_NAME = 8
 """Narrowest column of validations: a shortened task name."""
 
@@ -75,13 +80,20 @@ def progress_bar(*, enabled: bool = True) -> Bar:
 
 
 class TrainingProgress:
-    """A bar with pairs/s and the losses below it, and a row per validation (also where there is no terminal)."""
+    """How far training is, pairs/s, the share of time spent waiting for data, losses; and a row per validation.
+
+    On a terminal a bar with the losses below it. Elsewhere (a scheduler's log) a plain line with the same content, for
+    the first and the last step and at most every 30 s between.
+    """
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
         self._bar = progress_bar(enabled=enabled)
         self._task = self._bar.add_task("train", total=None, note="")
-        self._best: float | None = None
+        self._began: tuple[float, int] | None = None
+        self._said_at = 0.0
+        self._unsaid: str | None = None
+        self._best, self._has_header = -math.inf, False
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
@@ -90,16 +102,37 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._unsaid:  # stopped before its last step
+            self._say_plainly(self._unsaid)
         self._bar.__exit__(kind, error, trace)
 
     def step(self, step: int, steps: int, values: dict[str, float]) -> None:
         losses = {name[5:]: value for name, value in values.items() if name.startswith("loss/")}
+        note = f"{values['pairs_per_second']:,.0f} pairs/s  waiting {waiting_share(values):.0%}"
         below = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2, 0, 0))
         cells = [Text(f"{name} {value:.3f}", no_wrap=True) for name, value in losses.items()]
         below.add_row("loss", Columns(cells, padding=(0, 2, 0, 0)))
         self._bar.below = below
-        note = f"{values['pairs_per_second']:,.0f} pairs/s"
         self._bar.update(self._task, completed=step, total=steps, note=note)
+        if self._enabled and not self._bar.console.is_terminal:
+            named = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self._line(step, steps, f"step {step:,}/{steps:,}  {note}  loss {named}")
+
+    def _line(self, step: int, steps: int, line: str) -> None:
+        """Says a line, or keeps it where the last one was said just now."""
+        now = time.monotonic()
+        began, first = self._began = self._began or (now, step)
+        if step > first:
+            line += f"  {duration((now - began) / (step - first) * (steps - step))} left"
+        if step == first or step >= steps or now - self._said_at >= _EVERY:
+            self._said_at = now
+            self._say_plainly(line)
+        else:
+            self._unsaid = line
+
+    def _say_plainly(self, line: str) -> None:
+        self._unsaid = None
+        self._bar.console.print(Text(line), soft_wrap=True)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         if not self._enabled:
@@ -107,21 +140,43 @@ class TrainingProgress:
         console, chosen = self._bar.console, values["chosen"]
         tasks = {name.rpartition("/")[0]: value for name, value in values.items() if name.endswith(f"/{_SHOWN}")}
         widths = name_widths(list(tasks), console.width if console.is_terminal else sys.maxsize)
-        if self._best is None:
+        if not self._has_header:
+            self._has_header = True
             names = "  ".join(_fitted(name, width) for name, width in zip(tasks, widths, strict=True))
             self._say(f"[dim]validation: {_SHOWN} of each task; chosen: what trainer.metric says[/]")
             self._say(f"[dim]{'step':>7}  {names}  {'chosen':>6}[/]")
         cells = "  ".join(f"{value:>{width}.4f}" for value, width in zip(tasks.values(), widths, strict=True))
-        new_best = self._best is None or chosen > self._best
-        self._say(f"{step:>7}  {cells}  {chosen:.4f}{' best' if new_best else ''}")
-        self._best = chosen if self._best is None else max(self._best, chosen)
+        self._say(f"{step:>7}  {cells}  {chosen:.4f}{' best' if chosen > self._best else ''}")
+        self._best = max(self._best, chosen)
 
     def warning(self, step: int, text: str) -> None:
         if self._enabled:
             self._say(f"[yellow]step {step}: warning: {text}[/]")
 
+    def resumed(self, step: int, path: str, *, best: float) -> None:
+        self._best = best
+        if self._enabled:
+            self._say(f"goes on after step {step}, from {path}")
+
+    def started(self, lines: Iterable[str]) -> None:
+        if self._enabled:
+            for line in lines:
+                self._say(escape(line))
+
     def _say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+def waiting_share(values: dict[str, float]) -> float:
+    """Part of a step's time in which the rank that waits longest waits for data; 0 where nothing is timed."""
+    total = sum(value for name, value in values.items() if name.startswith("ms/"))
+    return values.get("ms_max/data", values.get("ms/data", 0.0)) / total if total else 0.0
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def name_widths(names: list[str], width: int) -> list[int]:

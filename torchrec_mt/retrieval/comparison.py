@@ -1,4 +1,4 @@
-"""Two runs, anchor by anchor: reads the `anchors.parquet` of both and compares their models, task by task.
+"""Two judgements, anchor by anchor: reads the `anchors.parquet` of both and compares their models, task by task.
 
 Only what was asked alike is compared: the same dataset, split and anchors.
 """
@@ -22,34 +22,38 @@ from torchrec_mt.retrieval.uncertainty import Comparison, compare, holm
 
 FORMAT = 1
 _ALIKE = {"dataset": "dataset digest", "split": "split", "max_anchors": "max_anchors"}
+_TERMS = (*_ALIKE, "metrics", "main_metrics")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judgement of one run, as its `anchors.parquet` has it.
+    """A judgement, as its `anchors.parquet` has it.
 
     Args:
-        run: the folder, as the user wrote it. about: what the judgement is of. tasks: that the model was judged on.
+        place: the run or the file, as the user wrote it. about: what the judgement is of. tasks: that the model was
+            judged on.
     """
 
-    run: str
+    place: str
     file: Path
     about: Mapping[str, Any]
     tasks: tuple[str, ...]
 
     @classmethod
-    def open(cls, run: str, file: Path) -> "Judgement":
-        """Opens the file of a run.
+    def open(cls, place: str, file: Path) -> "Judgement":
+        """Opens the file of a run (`place`), or one that was named itself.
 
         Raises:
-            UserError: it is missing or damaged: the run is to be evaluated (again).
+            UserError: it is missing or damaged: the run is to be evaluated (again), or another of its files named.
         """
         if not file.is_file():
-            raise UserError(f"run '{run}' has no {file.parent.name}/{file.name}: {_remedy(run)} first")
-        with reading(file, _remedy(run)):
+            raise UserError(f"run '{place}' has no {file.parent.name}/{file.name}{_instead(place, file)}")
+        with reading(file, _remedy(place)):
             about = json.loads((pq.read_schema(file).metadata or {})[ABOUT])
+            if not isinstance(about, dict) or not about.keys() >= set(_TERMS):
+                raise ValueError(f"its metadata does not tell {', '.join(_TERMS)}")
             tasks = pq.read_table(file, columns=["task"], filters=[("system", "=", MODEL)])["task"].unique()
-        return cls(run, file, about, tuple(tasks.to_pylist()))
+        return cls(place, file, about, tuple(tasks.to_pylist()))
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -58,7 +62,7 @@ class Judgement:
 
     def read(self, task: str, measures: Sequence[str]) -> pa.Table:
         """Anchor, number of right answers and measures of the model on a task, by anchor."""
-        with reading(self.file, _remedy(self.run)):
+        with reading(self.file, _remedy(self.place)):
             table = pq.read_table(
                 self.file,
                 columns=["anchor", "relevant", *measures],
@@ -67,8 +71,16 @@ class Judgement:
         return table.sort_by("anchor")
 
 
-def _remedy(run: str) -> str:
-    return f"run `torchrec-mt evaluate {run}`"
+def _instead(place: str, file: Path) -> str:
+    """What to do where the default judgement is missing: a config may ask for another, which has a file of its own."""
+    others = sorted(other.name for other in file.parent.glob("anchors*.parquet"))
+    if not others:
+        return f": {_remedy(place)} first"
+    return f", but {', '.join(others)}: give a file in place of the run, such as '{file.with_name(others[0])}'"
+
+
+def _remedy(place: str) -> str:
+    return "evaluate its run again" if Path(place).is_file() else f"run `torchrec-mt evaluate {place}`"
 
 
 def compare_runs(
@@ -86,10 +98,10 @@ def compare_runs(
     """
     for key, what in _ALIKE.items():
         if first.about[key] != second.about[key]:
+            remedy = "train and evaluate both on one dataset" if key == "dataset" else f"choose evaluate.{key} alike"
             raise UserError(
-                f"'{first.run}' and '{second.run}' differ in their {what} ({first.about[key]} and "
-                f"{second.about[key]}): only runs judged on the same can be compared; evaluate both on one prepared "
-                "dataset"
+                f"'{first.place}' and '{second.place}' differ in their {what} ({first.about[key]} and "
+                f"{second.about[key]}): only what was judged on the same can be compared; {remedy}"
             )
     tasks = _chosen("--task", tasks, first.tasks, second.tasks, first.tasks)
     metrics = _chosen("--metric", metrics, first.measures, second.measures, first.about["main_metrics"])
@@ -110,8 +122,8 @@ def compare_runs(
         results[task]["metrics"][name] |= comparison_json(found[task, name], p_holm)
     return {
         "format": FORMAT,
-        "first": first.run,
-        "second": second.run,
+        "first": first.place,
+        "second": second.place,
         **{key: first.about[key] for key in _ALIKE},
         "num_comparisons": len(found),
         "tasks": without_nan(results),
@@ -152,6 +164,6 @@ def _check_anchors(first: Judgement, second: Judgement, task: str, one: pa.Table
         counts = [answers.get(anchor, 0) for answers in relevant]
         if counts[0] != counts[1]:
             raise UserError(
-                f"task '{task}': anchor '{anchor}' has {counts[0]} right answers in '{first.run}' and {counts[1]} in "
-                f"'{second.run}': evaluate both again"
+                f"task '{task}': anchor '{anchor}' has {counts[0]} right answers in '{first.place}' and {counts[1]} in "
+                f"'{second.place}': evaluate both again"
             )

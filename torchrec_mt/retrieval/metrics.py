@@ -50,7 +50,8 @@ def parse_metric(name: str) -> Metric:
         for kind in KINDS:
             if match[1] == kind:
                 return Metric(kind, int(match[2]))
-    raise ValueError(f"{name!r} is no metric: write {' | '.join(KINDS)}, then @ and a cut-off, such as 'recall@10'")
+    allowed = f"{' | '.join(KINDS)}, then @ and a cut-off from 1 to 999999, such as 'recall@10'"
+    raise ValueError(f"{name!r} is no metric: write {allowed}")
 
 
 def depth_of(names: Iterable[str]) -> int:

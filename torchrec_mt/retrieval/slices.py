@@ -23,7 +23,7 @@ from torchrec_mt.retrieval.metrics import Relevant
 HEAD, TORSO = 0.5, 0.8
 BANDS = ("head", "torso", "tail")
 LARGEST = 10
-RARE, MISSING, OTHER, MIXED = "(rare)", "(missing)", "(other)", "(mixed)"
+RARE, MISSING, OTHER, MIXED = _OURS = "(rare)", "(missing)", "(other)", "(mixed)"
 _SLICED = ("category", "number")
 
 
@@ -183,11 +183,13 @@ def category_rows(dataset: PreparedDataset, entity: str, feature: str, rows: np.
 
 
 def _vocabulary(dataset: PreparedDataset, entity: str, feature: str) -> list[str]:
+    """Label of each table row; a value that is called as one of our own labels stands in quotes."""
     name = dataset.manifest.entities[entity].features[feature].table
     assert name is not None, "a category has a table"
     table = dataset.read(dataset.vocabulary_path(name), ["value", "row"])
     labels = np.full(dataset.manifest.tables[name], RARE, dtype=object)
-    labels[table["row"].to_numpy()] = table["value"].to_numpy(zero_copy_only=False)
+    values = [f"'{value}'" if value in _OURS else value for value in table["value"].to_pylist()]
+    labels[table["row"].to_numpy()] = values
     return list(labels)
 
 

@@ -35,6 +35,10 @@ _BROKEN_BODIES = ("ClientPayloadError", "ResponseStreamingError", "IncompleteRea
 _PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 
+class StorageError(UserError):
+    """What a storage refused, or did not answer."""
+
+
 def is_url(path: object) -> bool:
     """Whether a path of a config or a command line names storage, not a local file."""
     return isinstance(path, str) and "://" in path
@@ -157,7 +161,7 @@ def explained(url: str) -> Iterator[None]:
     """Around any use of storage, `url` being what is read or written.
 
     Raises:
-        UserError: what the storage said and what to do about it; how often it was tried, if another try could help.
+        StorageError: what the storage said and what to do about it; how often it was tried, if another try could help.
         OSError: unchanged, what the local disk said.
     """
     try:
@@ -168,7 +172,13 @@ def explained(url: str) -> Iterator[None]:
         from_client = _from_client(error)
         if from_client is None:
             raise
-        raise UserError(f"'{url}': {_explanation(from_client)}") from error
+        raise StorageError(f"'{url}': {_explanation(from_client)}") from error
+
+
+def lacks_bucket(error: BaseException) -> bool:
+    """Whether it is not a file that is missing, but all of the bucket."""
+    response = getattr(_from_client(error), "response", None) or {}
+    return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
 
 
 def _from_client(error: BaseException) -> BaseException | None:

@@ -33,7 +33,7 @@ class Output:
         return self._copy
 
     def push(self) -> None:
-        """Brings the URL into step with the folder.
+        """Brings the URL into step with the folder, whole or not at all.
 
         Raises:
             UserError: it cannot be written.
@@ -41,10 +41,19 @@ class Output:
         if self._copy is not None:
             push(self._copy, self.where, mark=self._mark, parts=self._parts)
 
-    def try_push(self) -> None:
-        """`push` in the middle of long work: a failure is only told, the next push makes up for it."""
+    def update(self) -> None:
+        """The same where what is there already goes on: every file stands for itself, and at no time none counts.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._copy is not None:
+            push(self._copy, self.where, parts=self._parts)
+
+    def try_update(self) -> None:
+        """`update` in the middle of long work: a failure is only told, the next one makes up for it."""
         try:
-            self.push()
+            self.update()
         except UserError as error:
             print(f"warning: not written now, but tried again later: {error}", file=sys.stderr, flush=True)
 

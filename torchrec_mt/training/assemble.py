@@ -6,9 +6,11 @@ from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.data.dataset import Manifest
 from torchrec_mt.data.slots import assign_slots
+from torchrec_mt.distributed.layouts import DataParallel
 from torchrec_mt.distributed.planning import ShardingConfig, make_plan
 from torchrec_mt.distributed.runtime import Runtime, seed_everything
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
+from torchrec_mt.distributed.table_optimizers import TableOptimizer
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.embeddings import TableSpec
 from torchrec_mt.models.losses.config import BceLoss, LossConfig
@@ -32,7 +34,11 @@ def model_spec(manifest: Manifest, schema: Schema, losses: LossConfig) -> ModelS
     return ModelSpec(
         tables=tuple(
             TableSpec(
-                name=name, rows=rows, dim=dims[name], keys=tuple(slot.key for slot in slots if slot.table == name)
+                name=name,
+                rows=rows,
+                dim=dims[name],
+                keys=tuple(slot.key for slot in slots if slot.table == name),
+                dtype=schema.tables[name].dtype,
             )
             for name, rows in manifest.tables.items()
         ),
@@ -65,29 +71,38 @@ def build_model(
     seed: int,
     batch_rows: int,
     table_rate: float,
+    table_optimizer: TableOptimizer | None = None,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """The model, its tables sharded over the ranks with their optimizer fused in.
 
     Args:
         losses: decides which tasks have a bias. batch_rows: rows of a batch per rank that the planner should expect.
+        table_optimizer: row-wise Adagrad where None.
 
     Raises:
-        UserError: a temperature for a task that is not trained; tables that cannot be planned.
+        UserError: a temperature for a task that is not trained; tables that cannot be planned; replicated float16.
     """
     spec = model_spec(manifest, schema, losses)
     for name in model_config.temperatures:
         if name not in spec.tasks:
             raise UserError(f"model.temperatures names '{name}', which is no trained task: {list(spec.tasks)}")
+    for table in spec.tables:
+        if table.dtype != "float32" and isinstance(sharding.of(table.name), DataParallel):
+            raise UserError(
+                f'dataset.tables.{table.name}.dtype = "{table.dtype}", but replicated tables are float32, as their '
+                "gradients are: leave dtype out, or shard the table another way (sharding.tables)"
+            )
     seed_everything(seed)
     model = TwoTower(spec, model_config, device=runtime.device, table_device=torch.device("meta"))
-    fuse_table_optimizer(model.embeddings, table_rate)
+    fuse_table_optimizer(model.embeddings, table_rate, table_optimizer)
     plan = make_plan(
         model,
         sharding,
         pooling_factors=pooling_factors(manifest),
         batch_size=batch_rows,
         device_type=runtime.device.type,
+        optimizer=table_optimizer,
     )
     # Shards are initialised on their own ranks: with one seed for all, shards of a table would repeat each other.
     seed_everything(seed + 1 + runtime.rank)
-    return shard(model, plan, runtime.device), plan
+    return shard(model, plan, runtime.device, sharding.communication), plan

@@ -4,7 +4,9 @@ Every mark gives the time since the last one to a phase. On a GPU only the steps
 each mark, so that a launch is not taken for the work.
 """
 
+import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,3 +98,18 @@ class StepClock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def over_ranks(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How phases differ between ranks: `ms_min/PHASE`, `ms_median/PHASE`, `ms_max/PHASE`, and `slowest/PHASE`, the rank
+    of the maximum (the first of equal ones). Nothing where there is one rank.
+
+    Args:
+        values: by phase, milliseconds of every rank in rank order.
+    """
+    found: dict[str, float] = {}
+    for phase, ranks in values.items():
+        if len(ranks) > 1:
+            found |= {f"ms_min/{phase}": min(ranks), f"ms_median/{phase}": statistics.median(ranks)}
+            found |= {f"ms_max/{phase}": max(ranks), f"slowest/{phase}": ranks.index(max(ranks))}
+    return found

@@ -1,7 +1,11 @@
-"""Early stop: remembers the best validation and says when to give up."""
+"""What judges a validation, and early stop: remembers the best one and says when to give up."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from torchrec_mt.errors import UserError
+from torchrec_mt.retrieval.metrics import METRICS
 
 
 @dataclass
@@ -24,3 +28,33 @@ class EarlyStop:
     @property
     def should_stop(self) -> bool:
         return self.patience > 0 and self.since_best >= self.patience
+
+
+def check_metric(name: str, tasks: Collection[str]) -> None:
+    """Is there a validation metric of this name? Asked before anything is written or trained.
+
+    Args:
+        tasks: trained tasks that have validation pairs.
+
+    Raises:
+        UserError: no such task or metric, or nothing to validate on.
+    """
+    if not tasks:
+        raise UserError("no trained task has validation pairs: give dataset.split a larger valid_share, prepare again")
+    known = [*METRICS, *(f"{task}/{metric}" for task in tasks for metric in METRICS)]
+    if name not in known:
+        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {known}")
+
+
+def chosen_metric(name: str, metrics: dict[str, float]) -> float:
+    """The metric that judges a validation: one entry "TASK/METRIC", or the mean of METRIC over tasks.
+
+    Raises:
+        UserError: no such entry.
+    """
+    if name in metrics:
+        return metrics[name]
+    values = [value for key, value in metrics.items() if key.rpartition("/")[2] == name]
+    if not values:
+        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {sorted(metrics)}")
+    return sum(values) / len(values)

@@ -1,12 +1,10 @@
 """A training job: reader, model, optimizers and validation wired into a run folder."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.balancing.static import BalancingConfig, static_weights
 from torchrec_mt.data.collate import Collator
@@ -14,22 +12,36 @@ from torchrec_mt.data.dataset import Manifest, PreparedDataset
 from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
-from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
+from torchrec_mt.distributed.lost import telling_lost_ranks
+from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.retrieval.evaluator import EvaluateConfig, score
-from torchrec_mt.retrieval.measures import asked_depth
-from torchrec_mt.retrieval.rank import model_rankers
-from torchrec_mt.runs import DATASET, MetricsLog, RunFolder, write_atomic
+from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.schema import Schema
+from torchrec_mt.storage import Output
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
-from torchrec_mt.training.checkpoint import load_model
+from torchrec_mt.training.checkpoints.store import CheckpointStore
+from torchrec_mt.training.early_stop import EarlyStop, check_metric
+from torchrec_mt.training.keeper import (
+    CheckpointConfig,
+    Keeper,
+    checkpoints_path,
+    newest_checkpoint,
+    remove_checkpoints,
+)
+from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.trainer import Metrics, Progress, Trainer, TrainerConfig, check_metric
+from torchrec_mt.training.run_state import Restored, RunState
+from torchrec_mt.training.tracking import check_tracking, tracked
+from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
+from torchrec_mt.training.validation import validate, validated_tasks
+from torchrec_mt.training.warm_start import Earlier, describe, warm_start
+from torchrec_mt.training.watchdog import Watchdog
+from torchrec_mt.training.writing import take_place, to_both, versions, writing
 
 
 def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
@@ -38,33 +50,6 @@ def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
         name: TaskSides(task.candidate, manifest.entities[task.anchor].count, manifest.entities[task.candidate].count)
         for name, task in schema.trained_tasks.items()
     }
-
-
-def validated_tasks(dataset: PreparedDataset, schema: Schema) -> list[str]:
-    """Trained tasks with validation pairs."""
-    return [name for name in schema.trained_tasks if dataset.manifest.tasks[name].pairs["valid"]]
-
-
-def validate(
-    model: DistributedModelParallel,
-    collator: Collator,
-    dataset: PreparedDataset,
-    schema: Schema,
-    max_anchors: int,
-    here: Runtime,
-) -> Metrics | None:
-    """Metrics by "TASK/METRIC" on a fixed sample of validation anchors; None on all ranks but the main one."""
-    config = EvaluateConfig(split="valid", max_anchors=max_anchors, baselines=())
-    tasks = validated_tasks(dataset, schema)
-    depths = dict.fromkeys(tasks, asked_depth(config.metrics))
-    rankers = model_rankers(model, collator, dataset, tasks, config, here.device, depths=depths)
-    if not here.is_main:
-        return None
-    metrics: Metrics = {}
-    for name in tasks:
-        found = score(dataset, name, rankers[name], config)
-        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
-    return metrics
 
 
 def train(
@@ -81,20 +66,34 @@ def train(
     optim: OptimConfig,
     balancing: BalancingConfig,
     trainer_config: TrainerConfig,
+    checkpoint: CheckpointConfig,
     runtime: Runtime,
     seed: int,
     progress: Progress,
-    published: Callable[[], None],
+    output: Output,
+    asked: Callable[[], bool] = lambda: False,
+    resume: bool = False,
+    earlier: Earlier | None = None,
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened.
 
     Nothing is written before all is known to fit. A run that replaces an earlier one takes its place with its first
-    saved model; if it fails before, the earlier one is as it was. `published` is called on the main rank whenever the
-    run in its place has a new model.
+    checkpoint; if it fails before, the earlier one is as it was. The copy of a URL takes its place there right before
+    its first checkpoint, which goes to the URL by itself, as all of them do.
+
+    Args:
+        output: what pushes the run folder to its URL.
+        asked: whether this rank was asked to end. resume: go on from the newest whole checkpoint of the run.
+        earlier: a new run starts from this one's weights.
+
+    Raises:
+        UserError: what does not fit, or cannot be read or written; another rank that is there no longer.
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
     _check_mined(negatives, run)
+    on_main(lambda: check_tracking(trainer_config.tracking))
     weights = static_weights(balancing, list(schema.trained_tasks))
+    store = CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
     reader = Reader(
         reader_config,
         dataset,
@@ -104,8 +103,10 @@ def train(
         seed=seed,
         rank=runtime.rank,
         world_size=runtime.world_size,
+        lanes=_lanes(store) if resume else None,
     )
-    steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch))
+    accumulate = trainer_config.accumulate
+    steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch / accumulate))
     check_sources(negatives, schema, steps)
     model, plan = build_model(
         dataset.manifest,
@@ -115,108 +116,166 @@ def train(
         runtime=runtime,
         seed=seed,
         losses=losses,
-        batch_rows=2 * reader_config.batch_size + reader.draws_per_step,
+        batch_rows=accumulate * (2 * reader.pairs_per_step + reader.draws_per_step),
         table_rate=optim.table_rate,
+        table_optimizer=optim.tables,
     )
 
-    with _writing(run, config_json, dataset, plan, runtime) as log:
+    optimizers = Optimizers(optim, model, steps)
+    objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device)
+    state = RunState(model, optimizers, objective, reader, runtime, seed=seed, batches_per_step=accumulate)
+    restored = state.restore(store, trainer_config.patience) if resume else None
+    if restored:
+        _tell(restored, progress)
+        if restored.step >= steps or restored.stop.should_stop:
+            store.close()
+            return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
+    origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
+    if origin:
+        progress.started(describe(origin))
+
+    after = restored.step if restored else 0
+    tags = {"dataset_digest": dataset.manifest.digest, "run": run.url or str(run.place.resolve()), **versions()}
+    with (
+        _telling_how_to_go_on(run, checkpoint),
+        writing(run, config_json, dataset, plan, runtime, after=after, origin=origin) as log,
+        tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
+    ):
+
+        def moved() -> CheckpointStore:
+            take_place(run, log)
+            return CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
+
+        at_url = resume
+
+        def push() -> None:
+            """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
+            nonlocal at_url
+            if not at_url:
+                _begin_at_url(run, log, checkpoint, output)
+            else:
+                on_main(output.try_update)
+            at_url = True
+
+        keeper = Keeper(
+            checkpoint,
+            state,
+            store,
+            good=restored.good if restored else (),
+            before=push if run.url else lambda: None,
+            moved=moved if run.is_aside and not run.url else None,
+        )
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
             model,
-            Optimizers(optim, model, steps),
-            objective=Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device),
+            optimizers,
+            objective=objective,
             weights=weights,
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
-            log=log.write if log else lambda step, kind, values: None,
-            run_path=run.path,
+            log=to_both(log, track),
             offending_path=run.offending_path,
-            publish=lambda: _publish(run, log, published),
+            keep=keeper,
+            asked=asked,
             progress=progress,
         )
-        stop, taken = trainer.run(iter(reader), steps)
-        outcome = {"run": str(run.place), "steps": taken, "best_step": stop.best_step, "best": stop.best}
-        on_main(lambda: write_atomic(run.path / "training.json", json.dumps(outcome) + "\n"))
-    return outcome
+        with (
+            keeper.at_work(),
+            Watchdog(
+                lambda: trainer.steps.clock.position,
+                seconds=trainer_config.stuck_seconds,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+            ),
+        ):
+            taken = trainer.run(iter(reader), steps, after=after, stop=restored.stop if restored else None)
+        return _end(run, taken.step, taken.stop, interrupted=taken.interrupted)
+
+
+def _begin_at_url(run: RunFolder, log: MetricsLog | None, config: CheckpointConfig, output: Output) -> None:
+    """A new run takes its place in the local copy and at the URL. A reader meets one run or none, never a mixture."""
+    if run.is_aside:
+        take_place(run, log)
+    on_main(lambda: remove_checkpoints(config, run))
+    on_main(output.push)
+
+
+def _end(run: RunFolder, step: int, stop: EarlyStop, *, interrupted: bool = False) -> dict[str, object]:
+    """How far a run has come, and says so in its folder."""
+    outcome = {
+        "run": run.where,
+        "steps": step,
+        "best_step": stop.best_step,
+        "best": stop.best if math.isfinite(stop.best) else None,
+        "interrupted": interrupted,
+    }
+    text, file = json.dumps(outcome) + "\n", run.path / "training.json"
+
+    def write() -> None:
+        if not file.is_file() or file.read_text() != text:  # a run that was over before stays untouched
+            write_atomic(file, text)
+
+    on_main(write)
+    return dict(outcome)
+
+
+def _why_over(restored: Restored, steps: int) -> str:
+    if restored.step >= steps:
+        return f"it has taken {restored.step} of {steps} steps; raise trainer.steps or trainer.epochs to go on"
+    return (
+        f"it stopped early at step {restored.step}, after {restored.stop.since_best} validations without a new best; "
+        "raise trainer.patience to go on, or set it to 0"
+    )
+
+
+def _lanes(store: CheckpointStore) -> int:
+    """In how many lanes a run reads that goes on.
+
+    Raises:
+        UserError: there is nothing to go on from.
+    """
+    newest = store.load_newest({}, partial=True)
+    if newest is None:
+        raise UserError(f"no checkpoint in '{store.where}' to go on from: train without --resume")
+    return int(newest.state["reader"]["lanes"])
+
+
+def _tell(restored: Restored, progress: Progress) -> None:
+    for reason in restored.refused:
+        progress.warning(restored.step, f"a newer checkpoint is not used: {reason}")
+    if not restored.report.is_plain:
+        progress.warning(restored.step, restored.report.text())
+    progress.resumed(restored.step, restored.path, best=restored.stop.best)
 
 
 def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
     """Refuses to replace the run whose mined negatives it is trained with."""
     for source in [source for sources in (negatives.sources, *negatives.tasks.values()) for source in sources]:
-        if (
-            run.is_aside
-            and isinstance(source, Mined)
-            and Path(source.path).resolve().is_relative_to(run.place.resolve())
-        ):
+        if run.is_aside and isinstance(source, Mined) and _is_in(run, source.path):
             raise UserError(
-                f"the run in '{run.place}' would be replaced with its mined negatives, '{source.path}', which this "
+                f"the run in '{run.where}' would be replaced with its mined negatives, '{source.path}', which this "
                 "training takes: give another --output"
             )
 
 
+def _is_in(run: RunFolder, path: str) -> bool:
+    if run.url:
+        return path.startswith(f"{run.url}/")
+    return Path(path).resolve().is_relative_to(run.place.resolve())
+
+
 @contextmanager
-def _writing(
-    run: RunFolder, config_json: str, dataset: PreparedDataset, plan: ShardingPlan, here: Runtime
-) -> Iterator[MetricsLog | None]:
-    """Writes what is known before the first step, and gives the log (main rank). At the end the log is closed, and a
-    run that has not taken its place removed."""
-
-    def start() -> None:
-        run.start(config_json)
-        write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
-        write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
-
-    log = None
+def _telling_how_to_go_on(run: RunFolder, config: CheckpointConfig) -> Iterator[None]:
+    """Adds to what ends a training, from where it can be gone on with."""
     try:
-        on_main(start)
-        log = MetricsLog(run) if here.is_main else None
-        yield log
-    finally:
-        if log:
-            log.close()
-        if here.is_main:
-            run.discard()
-
-
-def _publish(run: RunFolder, log: MetricsLog | None, published: Callable[[], None]) -> Path:
-    """The run takes the place of the earlier one, if it has not yet, and is there to be read; on every rank."""
-
-    def swap() -> None:
-        assert log is not None, "the main rank has the log"
-        log.close()
-        run.swap()
-        log.open(run.place)
-
-    if run.is_aside:
-        on_main(swap)
-        run.path = run.place
-    on_main(published)
-    return run.path
-
-
-def load_run_model(
-    run: RunFolder,
-    dataset: PreparedDataset,
-    schema: Schema,
-    model_config: ModelConfig,
-    losses: LossConfig,
-    sharding: ShardingConfig,
-    *,
-    runtime: Runtime,
-    which: str = "best",
-) -> DistributedModelParallel:
-    """The trained model of a run, sharded over the present ranks."""
-    model, _ = build_model(
-        dataset.manifest,
-        schema,
-        model_config,
-        sharding,
-        losses=losses,
-        runtime=runtime,
-        seed=0,
-        batch_rows=4096,
-        table_rate=0.0,
-    )
-    load_model(model, run.model_path / which)
-    return model
+        with telling_lost_ranks():
+            yield
+    except UserError as error:
+        newest = None if run.is_aside else newest_checkpoint(config, run)
+        if newest is None:
+            raise
+        raise UserError(
+            f"{error}; the newest checkpoint is '{newest}', `torchrec-mt train --resume {run.where}` goes on from it",
+            exit_code=error.exit_code,
+        ) from None

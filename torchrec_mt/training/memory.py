@@ -6,6 +6,7 @@ Legend: P pairs of all ranks, Q vectors remembered, D width, X buckets of a hash
 """
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +101,34 @@ class CandidateMemory:
                 self._steps.appendleft((oldest_step, Columns(*(tensor[over:] for tensor in oldest))))
             over -= len(oldest.id_C)
 
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint says of it: steps that are held, with how many candidates, and the vectors' kind."""
+        vectors = [columns.vector_CD for _, columns in self._steps]
+        return {
+            "held": [[step, len(columns.id_C)] for step, columns in self._steps],
+            "width": vectors[0].shape[1] if vectors else 0,
+            "dtype": str(vectors[0].dtype).removeprefix("torch.") if vectors else "",
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All columns side by side, by name; nothing where nothing is held."""
+        held = [columns for _, columns in self._steps]
+        return dict(Columns.joined(held)._asdict()) if held else {}
+
+    def restore(self, numbers: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """Makes room for what `numbers` say was held; the tensors returned are parts of it, to be filled."""
+        total = sum(count for _, count in numbers["held"])
+        if not total:
+            self._steps.clear()
+            return {}
+        vector_CD = torch.zeros(total, numbers["width"], dtype=getattr(torch, numbers["dtype"]), device=device)
+        id_C = torch.zeros(total, dtype=torch.int64, device=device)
+        columns = Columns(vector_CD, id_C, *(torch.zeros(total, device=device) for _ in range(3)))
+        parts = [tensor.split([count for _, count in numbers["held"]]) for tensor in columns]
+        steps = [step for step, _ in numbers["held"]]
+        self._steps = deque(zip(steps, (Columns(*held) for held in zip(*parts, strict=True)), strict=True))
+        return dict(columns._asdict())
+
 
 class FrequencyEstimator:
     """Share of a candidate in the stream of pairs, from the gaps between its appearances (Yi et al., RecSys 2019).
@@ -116,6 +145,20 @@ class FrequencyEstimator:
         self._last_HX = torch.zeros(shape, dtype=torch.int64, device=device)
         self._gap_HX = torch.full(shape, torch.inf, device=device)
         self._copies_HX = torch.zeros(shape, device=device)
+
+    @property
+    def seen(self) -> int:
+        """Pairs so far."""
+        return self._seen
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tables, by reference."""
+        return {"last": self._last_HX, "gap": self._gap_HX, "copies": self._copies_HX}
+
+    def restore(self, seen: int) -> dict[str, Tensor]:
+        """Takes the number of pairs of another state; the tables returned are to be filled with its own."""
+        self._seen = seen
+        return self.tensors()
 
     def update(self, id_P: Tensor) -> None:
         """Counts the candidates of a step."""

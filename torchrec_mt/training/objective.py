@@ -4,11 +4,13 @@ Ranks hold disjoint anchors and share all candidates. With L_r = W * sum over ow
 anchors of w, the mean over ranks is the weighted mean over all anchors, and the mean is what DDP and TorchRec take of
 gradients.
 
-Legend: B anchors of this rank, P pairs of all ranks, C columns, M drawn negatives of a rank, W ranks.
+Legend: B anchors of this rank, P pairs of all ranks, C columns, M drawn negatives of this rank, K of all ranks, W
+ranks.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from torchrec_mt.batch import Batch, Entries, Pairs
 from torchrec_mt.data.negatives import InBatch, Memory, NegativesConfig, StreamingFrequencies
 from torchrec_mt.distributed.collectives import gather, rank_and_size, sum_over_ranks
+from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.blocked import Blocked, find_blocked
 from torchrec_mt.models.losses.config import LossConfig, SoftmaxLoss
 from torchrec_mt.models.losses.terms import Comparison, task_loss
@@ -39,6 +42,15 @@ class TaskSides:
     candidates: int
 
 
+class Drawn(NamedTuple):
+    """The negatives of one candidate entity on all ranks, lane after lane, and how many each rank has."""
+
+    vector_KD: Tensor
+    id_K: Tensor
+    lanes: int
+    counts: tuple[int, ...]
+
+
 class Objective:
     """Losses of all tasks; remembers candidates and frequencies across steps where the config asks for it."""
 
@@ -46,7 +58,7 @@ class Objective:
         self, tasks: Mapping[str, TaskSides], losses: LossConfig, negatives: NegativesConfig, device: torch.device
     ) -> None:
         self.tasks, self._losses, self._negatives = dict(tasks), losses, negatives
-        self._dtype = product_dtype(losses.precision, device)
+        self._dtype, self._device = product_dtype(losses.precision, device), device
         memories = {name: source for name in tasks for source in negatives.of(name) if isinstance(source, Memory)}
         self._memories = {name: CandidateMemory(source) for name, source in memories.items()}
         self._in_batch = {name: any(isinstance(s, InBatch) for s in negatives.of(name)) for name in tasks}
@@ -58,17 +70,50 @@ class Objective:
 
     def __call__(self, vectors: Vectors, batch: Batch, step: int) -> dict[str, Tensor]:
         """L_r of every task on this rank (its mean over ranks is the task's loss over the batch of all ranks)."""
-        _, world_size = rank_and_size()
-        drawn = {
-            entity: (gather(vector_MD).view(world_size, *vector_MD.shape), gather(batch.negatives[entity].id_M))
-            for entity, vector_MD in vectors.negative.items()
-        }
+        drawn = {}
+        for entity, vector_MD in vectors.negative.items():
+            own = batch.negatives[entity]
+            lanes = own.lanes or rank_and_size()[1]
+            drawn[entity] = Drawn(gather(vector_MD, own.counts), gather(own.id_M, own.counts), lanes, own.counts)
         return {
             name: self._task(name, vectors, batch.pairs[name], drawn[side.candidate], step)
             for name, side in self.tasks.items()
         }
 
-    def _task(self, name: str, vectors: Vectors, pairs: Pairs, drawn: tuple[Tensor, Tensor], step: int) -> Tensor:
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint says of it beside `tensors`, as JSON."""
+        return {
+            "memories": {name: memory.numbers() for name, memory in self._memories.items()},
+            "frequencies": {name: estimator.seen for name, estimator in self._frequencies.items()},
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it remembers of earlier steps, by name; the same on every rank."""
+        memories = {name: memory.tensors() for name, memory in self._memories.items()}
+        frequencies = {name: estimator.tensors() for name, estimator in self._frequencies.items()}
+        return _named("memory", memories) | _named("frequencies", frequencies)
+
+    def restore(self, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Makes room for what another objective of the same config remembered; returns what is to be filled with it.
+
+        Raises:
+            UserError: it remembered of other tasks.
+        """
+        for kind, here in (("memories", self._memories), ("frequencies", self._frequencies)):
+            if numbers[kind].keys() != here.keys():
+                raise UserError(
+                    f"the checkpoint has {kind} of the tasks {sorted(numbers[kind])}, the config asks for those of "
+                    f"{sorted(here)}: go on with the negatives that it was trained with"
+                )
+        memories = {
+            name: memory.restore(numbers["memories"][name], self._device) for name, memory in self._memories.items()
+        }
+        frequencies = {
+            name: estimator.restore(numbers["frequencies"][name]) for name, estimator in self._frequencies.items()
+        }
+        return _named("memory", memories) | _named("frequencies", frequencies)
+
+    def _task(self, name: str, vectors: Vectors, pairs: Pairs, drawn: Drawn, step: int) -> Tensor:
         loss = self._losses.of(name)
         _, world_size = rank_and_size()
         weight_B = world_size * pairs.weight_B / sum_over_ranks(pairs.weight_B.sum()).clamp(min=1e-12)
@@ -79,13 +124,12 @@ class Objective:
         return forward
 
     def _forward(
-        self, name: str, vectors: Vectors, pairs: Pairs, drawn: tuple[Tensor, Tensor], weight_B: Tensor, step: int
+        self, name: str, vectors: Vectors, pairs: Pairs, drawn: Drawn, weight_B: Tensor, step: int
     ) -> Comparison:
         """Anchors against candidates."""
-        _, world_size = rank_and_size()
         pair_columns = self._pair_columns(name, vectors.candidate[name], pairs)
         fresh = [pair_columns] if self._in_batch[name] else []
-        fresh.append(self._drawn_columns(name, pairs, *drawn))
+        fresh.append(self._drawn_columns(name, pairs, drawn))
         memory = self._memories.get(name)
         old = memory.recall(step) if memory else []
         new = Columns.joined(fresh)
@@ -100,7 +144,7 @@ class Objective:
         if memory:
             memory.keep(step, pair_columns)
         share_B = self._share(name, pairs.candidate_id_B, pairs.share_B)
-        positive_log_count_B = (draws * share_B + world_size * pairs.drawn_B).clamp(min=LEAST_COUNT).log()
+        positive_log_count_B = (draws * share_B + pairs.drawn_B).clamp(min=LEAST_COUNT).log()
         corrected = self._negatives.logq != "off"
         log_count_C, log_copies_C = columns.expected(draws).log(), columns.copies_C.log()
         anchor_BD = vectors.anchor[name]
@@ -114,7 +158,7 @@ class Objective:
             weight_B=weight_B,
             column_CD=columns.vector_CD,
             log_count_C=log_count_C - log_copies_C if corrected else -log_copies_C,
-            blocked=self._blocked(pairs.blocked, columns.id_C, len(weight_B), own_there=self._in_batch[name]),
+            blocked=self._blocked(pairs.blocked, columns.id_C, pairs, own_there=self._in_batch[name]),
             learning=len(new.id_C),
             private_BHD=private_BHD,
             private_log_count_BH=log_count_BH,
@@ -128,9 +172,9 @@ class Objective:
     def _backward(self, name: str, vectors: Vectors, pairs: Pairs, weight_B: Tensor) -> Comparison:
         """Candidates against the anchors of the batch."""
         assert pairs.backward is not None
-        column_CD, id_C = gather(vectors.anchor[name]), gather(pairs.anchor_id_B)
+        column_CD, id_C = gather(vectors.anchor[name], pairs.counts), gather(pairs.anchor_id_B, pairs.counts)
         corrected = self._negatives.logq != "off"
-        log_count_C = ((len(id_C) - 1) * gather(pairs.backward.share_B)).clamp(min=LEAST_COUNT).log()
+        log_count_C = ((len(id_C) - 1) * gather(pairs.backward.share_B, pairs.counts)).clamp(min=LEAST_COUNT).log()
         own_log_count_B = ((len(id_C) - 1) * pairs.backward.share_B).clamp(min=LEAST_COUNT).log()
         anchor_BD = vectors.candidate[name]
         return Comparison(
@@ -139,7 +183,7 @@ class Objective:
             weight_B=weight_B,
             column_CD=column_CD,
             log_count_C=log_count_C if corrected else torch.zeros_like(log_count_C),
-            blocked=self._blocked(pairs.backward.known, id_C, len(weight_B), own_there=True),
+            blocked=self._blocked(pairs.backward.known, id_C, pairs, own_there=True),
             learning=len(column_CD),
             private_BHD=anchor_BD.new_zeros(len(anchor_BD), 0, anchor_BD.shape[1]),
             private_log_count_BH=anchor_BD.new_zeros(len(anchor_BD), 0),
@@ -152,42 +196,39 @@ class Objective:
 
     def _pair_columns(self, name: str, candidate_BD: Tensor, pairs: Pairs) -> Columns:
         """The candidates of all ranks' pairs, C = P."""
-        _, world_size = rank_and_size()
-        id_P = gather(pairs.candidate_id_B)
+        id_P = gather(pairs.candidate_id_B, pairs.counts)
         if name in self._frequencies:
             self._frequencies[name].update(id_P)
-        share_P, drawn_P = gather(torch.stack([pairs.share_B, pairs.drawn_B], dim=1)).unbind(dim=1)
+        share_P, drawn_P = gather(torch.stack([pairs.share_B, pairs.drawn_B], dim=1), pairs.counts).unbind(dim=1)
         share_P = self._share(name, id_P, share_P)
-        return Columns(gather(candidate_BD), id_P, share_P, world_size * drawn_P, torch.ones_like(share_P))
+        return Columns(gather(candidate_BD, pairs.counts), id_P, share_P, drawn_P, torch.ones_like(share_P))
 
-    def _drawn_columns(self, name: str, pairs: Pairs, vector_WMD: Tensor, id_all: Tensor) -> Columns:
-        """The task's stretches of the negatives that all ranks drew, C = W * M."""
-        _, world_size = rank_and_size()
-        id_WM = id_all.view(vector_WMD.shape[:2])
-        vectors = [vector_WMD[:, start:stop].flatten(0, 1) for start, stop in pairs.stretches]
-        ids = [id_WM[:, start:stop].flatten() for start, stop in pairs.stretches]
-        both_WM = gather(torch.stack([pairs.share_M, pairs.drawn_M], dim=1)).view(len(vector_WMD), -1, 2)
-        parts, position = [], 0
-        for start, stop in pairs.stretches:
-            parts.append(both_WM[:, position : position + stop - start].flatten(0, 1))
-            position += stop - start
-        if not parts:
-            nothing = both_WM.new_zeros(0)
-            return Columns(vector_WMD.new_zeros(0, vector_WMD.shape[2]), id_all[:0], nothing, nothing, nothing)
-        id_C, both_C = torch.cat(ids), torch.cat(parts)
-        share_C = self._share(name, id_C, both_C[:, 0])
-        return Columns(torch.cat(vectors), id_C, share_C, world_size * both_C[:, 1], torch.ones_like(share_C))
+    def _drawn_columns(self, name: str, pairs: Pairs, drawn: Drawn) -> Columns:
+        """The task's stretches of the negatives that all ranks drew."""
+        both_K2 = gather(torch.stack([pairs.share_M, pairs.drawn_M], dim=1), drawn.counts)
+
+        def chosen(all_K: Tensor) -> Tensor:
+            lane_K = all_K.unflatten(0, (drawn.lanes, -1)) if len(all_K) else all_K[None]
+            return torch.cat([lane_K[:, start:stop].flatten(0, 1) for start, stop in pairs.stretches or ((0, 0),)])
+
+        vector_CD, id_C, both_C2 = chosen(drawn.vector_KD), chosen(drawn.id_K), chosen(both_K2)
+        share_C = self._share(name, id_C, both_C2[:, 0])
+        return Columns(vector_CD, id_C, share_C, both_C2[:, 1], torch.ones_like(share_C))
 
     def _share(self, name: str, id_C: Tensor, counted_C: Tensor) -> Tensor:
         """Share of each candidate in the pairs: counted by preparation, or estimated from the stream."""
         return self._frequencies[name].share(id_C) if name in self._frequencies else counted_C
 
-    def _blocked(self, entries: Entries, column_id_C: Tensor, anchors: int, *, own_there: bool) -> Blocked:
+    def _blocked(self, entries: Entries, column_id_C: Tensor, pairs: Pairs, *, own_there: bool) -> Blocked:
         if self._negatives.mask != "none":
             return find_blocked(entries.owner_L, entries.id_L, column_id_C)
         if not own_there:
             return Blocked.nothing(column_id_C.device)
         # Unmasked, still not against itself: the pair's own place among the columns of all ranks.
         rank, _ = rank_and_size()
-        row_B = torch.arange(anchors, device=column_id_C.device)
-        return Blocked(row_B, row_B + rank * anchors)
+        row_B = torch.arange(len(pairs.weight_B), device=column_id_C.device)
+        return Blocked(row_B, row_B + (sum(pairs.counts[:rank]) if pairs.counts else rank * len(row_B)))
+
+
+def _named(kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{kind}.{task}.{name}": tensor for task, parts in tensors.items() for name, tensor in parts.items()}

@@ -1,49 +1,56 @@
-"""Optimizers: row-wise Adagrad of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
+"""Optimizers: that of the tables, mostly fused into their backward, Adam of the rest, one schedule."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_mt.distributed.sharding import TABLE_EPS, is_table, replicated_tables
-from torchrec_mt.errors import require, within
+from torchrec_mt.distributed.sharding import allow_one_update, is_table, replicated_tables, table_kernels
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer, plain_optimizer
+from torchrec_mt.errors import within
+from torchrec_mt.training.ema import EmaConfig, MovingAverage
+from torchrec_mt.training.schedule import CosineSchedule, Schedule, rate_factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Learning rates.
+    """Learning rates, and what becomes of gradients and weights.
 
     Args:
-        table_rate: row-wise Adagrad of the tables, however they are sharded. dense_rate: Adam of the rest.
-        warmup_steps: steps of linear warm-up. final_rate: share of the rate left at the last step (cosine decay).
+        tables: the rule of all tables, however they are sharded. table_rate: its rate. dense_rate: Adam of the rest.
+        schedule: how both rates change over the run.
+        clip_norm: the gradients of all that is updated after the backward (dense weights and replicated tables, as one
+            vector) are scaled down to this length where they are longer; 0 never. Sharded tables are not clipped: they
+            take their update inside the backward, before the length is known; Adagrad (SGD does not) divides by the
+            length of a row's own gradients, so that no row moves by much more than its rate anyway.
+        ema: validation and the saved models take the dense weights' moving averages, none: the weights themselves.
     """
 
+    tables: TableOptimizer = field(default_factory=RowWiseAdagrad)
     table_rate: float = 0.05
     dense_rate: float = 1e-3
-    warmup_steps: int = 50
-    final_rate: float = 0.1
+    schedule: Schedule = field(default_factory=CosineSchedule)
+    clip_norm: float = 0.0
+    ema: EmaConfig | None = None
 
     def __post_init__(self) -> None:
         within(self, 0, 1e30, "table_rate", "dense_rate")  # float32 holds it; whether it learns is seen in training
-        within(self, 0, 1_000_000_000, "warmup_steps")
-        require(0 <= self.final_rate <= 1, "final_rate", self.final_rate, "from 0 to 1")
-
-
-def rate_factor(config: OptimConfig, step: int, steps: int) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then cosine decay to `final_rate`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        within(self, 0, 1e30, "clip_norm")
 
 
 class Optimizers:
     """All optimizers behind one `step`; sharded tables were updated in the backward already.
 
-    Replicated tables, which TorchRec gives no optimizer, take the fused kernel's update from `RowWiseAdagrad`.
+    Replicated tables, which TorchRec gives no optimizer, take the fused kernel's update from the plain rule.
+
+    `gradient_norm` is the length of the last step's gradients of dense weights and replicated tables before clipping,
+    equal on all ranks; `average` holds the moving averages where the config asks for them.
 
     Raises:
         ValueError: a table that no optimizer would update, or two would.
@@ -51,16 +58,21 @@ class Optimizers:
 
     def __init__(self, config: OptimConfig, model: DistributedModelParallel, steps: int) -> None:
         self._config, self._steps = config, steps
+        self.table_rule = config.tables
+        self.gradient_norm: Tensor | None = None
         replicated = replicated_tables(model)
         dense = {name: parameter for name, parameter in model.named_parameters() if not is_table(name)}
-        self._fused = model.fused_optimizer
+        self._fused, self._kernels = model.fused_optimizer, table_kernels(model)
         self._after_backward = {
             "dense": KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adam(parameters, lr=config.dense_rate))
         }
         if replicated:
             self._after_backward["replicated"] = KeyedOptimizerWrapper(
-                replicated, lambda parameters: RowWiseAdagrad(parameters, lr=config.table_rate, eps=TABLE_EPS)
+                replicated, lambda parameters: plain_optimizer(config.tables, parameters, config.table_rate)
             )
+        self.average = MovingAverage(config.ema, dense) if config.ema else None
+        self._dense = list(dense.values())
+        self._clipped = [*self._dense, *replicated.values()]
         self.combined = CombinedOptimizer([("tables", self._fused), *self._after_backward.items()])
 
     def zero_grad(self) -> None:
@@ -69,14 +81,55 @@ class Optimizers:
 
     def set_rate(self, step: int) -> None:
         """Call before the backward of a step: sharded tables take their update there."""
-        factor = rate_factor(self._config, step, self._steps)
+        factor = rate_factor(self._config.schedule, step, self._steps)
         for name, optimizer in {"tables": self._fused, **self._after_backward}.items():
             rate = self._config.dense_rate if name == "dense" else self._config.table_rate
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         # The fused optimizer passes its rate to the kernels here; the weights moved in the backward.
         self._fused.step()
+        allow_one_update(self._kernels)
+
+    def dense_gradients(self) -> list[Tensor]:
+        """Of the last backward, by reference."""
+        return [parameter.grad for parameter in self._dense if parameter.grad is not None]
+
+    def dense_slots(self) -> list[tuple[str, str, Tensor]]:
+        """What the dense optimizer remembers of each weight: weight, name, tensor by reference."""
+        optimizer = self._after_backward["dense"]
+        states = [(name, optimizer.state.get(parameter, {})) for name, parameter in optimizer.params.items()]
+        return [(name, key, value) for name, state in states for key, value in sorted(state.items())]
+
+    def make_dense_slots(self, told: Sequence[Sequence[Any]]) -> list[tuple[str, str, Tensor]]:
+        """Makes room for slots of another run's optimizer of the same weights; returns them, to be filled.
+
+        Args:
+            told: weight, name, dtype, shape, device ("cpu" or the weight's) of each.
+        """
+        optimizer = self._after_backward["dense"]
+        for parameter in optimizer.params.values():
+            optimizer.state[parameter] = {}
+        for name, key, dtype, shape, place in told:
+            if name in optimizer.params:
+                parameter = optimizer.params[name]
+                device = torch.device("cpu") if place == "cpu" else parameter.device
+                optimizer.state[parameter][key] = torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+        return self.dense_slots()
 
     def step(self) -> None:
+        """Updates what the backward has not."""
+        gradients = [parameter.grad for parameter in self._clipped if parameter.grad is not None]
+        self.gradient_norm = get_total_norm(gradients)
+        if self._config.clip_norm:
+            clip_grads_with_norm_(self._clipped, self._config.clip_norm, self.gradient_norm)
         for optimizer in self._after_backward.values():
             optimizer.step()
+
+    def take_average(self) -> None:
+        """Takes the weights into their moving averages. Call when a step has wholly settled them."""
+        if self.average:
+            self.average.update()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the model's dense weights are their moving averages, if the config asks for them."""
+        return self.average.applied() if self.average else nullcontext()

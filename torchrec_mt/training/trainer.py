@@ -1,29 +1,25 @@
 """The loop: batches in, one step each, validation and early stop between, best and last model kept."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import torch
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.batch import Batch
-from torchrec_mt.distributed.collectives import from_main, sum_over_ranks
+from torchrec_mt.distributed.collectives import from_main, gather_numbers
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.distributed.sharding import pad_rows
-from torchrec_mt.errors import UserError, require, within
-from torchrec_mt.models.embeddings import Embeddings
-from torchrec_mt.models.scales import TaskScales
-from torchrec_mt.retrieval.metrics import METRICS
-from torchrec_mt.training.alarms import COLLAPSED, check_losses, spread
-from torchrec_mt.training.checkpoint import save_model
-from torchrec_mt.training.clock import StepClock
-from torchrec_mt.training.early_stop import EarlyStop
+from torchrec_mt.errors import require, within
+from torchrec_mt.training.alarms import COLLAPSED, spread
+from torchrec_mt.training.clock import over_ranks
+from torchrec_mt.training.early_stop import EarlyStop, chosen_metric
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
+from torchrec_mt.training.step import Metrics, Steps
+from torchrec_mt.training.tracking import NoTracking, Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +28,39 @@ class TrainerConfig:
 
     Args:
         epochs: passes over as many pairs as the training split holds; `steps` overrides it when positive.
+        accumulate: batches of a step: it takes the mean of their losses, with the memory of one batch's towers and
+            losses. `steps` and `epochs` count as ever: a step is an update.
         validations: how often to validate in the run (the last step included).
         patience: validations without a new best before stopping; 0 never stops early.
         metric: validation metric to stop on and keep the best model by: "METRIC" (mean over the tasks) or
             "TASK/METRIC".
         validation_anchors: anchors per task in a validation, a fixed sample.
-        log_every: steps between lines of metrics.jsonl.
+        log_every: steps between lines of metrics.jsonl. tracking: where they go as well.
+        stuck_seconds: longest that a phase of a step may take on a rank; then the watchdog names the rank that holds up
+            the others, and ends the job.
+        pipeline: whether the next batch is copied to the device, and its ids sent to their ranks, while the current one
+            trains, with the same results. `auto`: on a GPU, where a step has one batch.
     """
 
     epochs: float = 5.0
     steps: int = 0
+    accumulate: int = 1
     validations: int = 5
     patience: int = 0
     metric: str = "recall@100"
     validation_anchors: int = 1000
     log_every: int = 20
+    stuck_seconds: float = 600.0
+    pipeline: Literal["auto", "off"] = "auto"
+    tracking: Tracking = field(default_factory=NoTracking)
 
     def __post_init__(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
         within(self, 0, 1_000_000, "epochs")
         within(self, 0, 1_000_000_000, "steps", "patience", "validation_anchors")
-        within(self, 1, 1_000_000, "validations")
+        within(self, 1, 1_000_000, "validations", "accumulate")
         within(self, 1, 1_000_000_000, "log_every")
-
-
-Metrics = dict[str, float]
+        within(self, 0.1, 1_000_000, "stuck_seconds")
 
 
 class Progress(Protocol):
@@ -71,6 +75,39 @@ class Progress(Protocol):
     def warning(self, step: int, text: str) -> None:
         """Something that a person should look at."""
 
+    def resumed(self, step: int, path: str, *, best: float) -> None:
+        """Training goes on after a step, from the checkpoint at `path`; `best` validation so far, or -inf."""
+
+    def started(self, lines: Sequence[str]) -> None:
+        """What a new training takes of an earlier run."""
+
+
+class Keep(Protocol):
+    """What keeps checkpoints; called on every rank."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether one is to be kept after this step, validation or not."""
+
+    def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
+        """Keeps one: `value` of a validation at this step, `last` where training ends."""
+
+
+class _Nothing:
+    def is_due(self, step: int) -> bool:
+        return False
+
+    def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How far a training went: the last step, the stop's memory, and whether it was asked to end before its end."""
+
+    step: int
+    stop: EarlyStop
+    interrupted: bool = False
+
 
 class Trainer:
     """Trains one model.
@@ -79,9 +116,9 @@ class Trainer:
         objective: losses of a batch. weights: weight of each task's loss.
         validate: metrics of the current model by "TASK/METRIC"; called on every rank, result used of rank 0.
         log: called on the main rank with step, kind and values.
-        run_path: the folder whose `model/` takes the best and the last model.
-        offending_path: where the batch goes that breaks the run; none is RUN/offending_batch.
-        publish: called on every rank after each saved model; says where the run folder lies from then on.
+        offending_path: where the batch goes that breaks the run.
+        keep: takes checkpoints; none are kept without it. asked: whether this rank was asked to end; what one rank was
+            asked, all do, after the step that they are in.
     """
 
     def __init__(
@@ -95,93 +132,64 @@ class Trainer:
         runtime: Runtime,
         validate: Callable[[], Metrics | None],
         log: Callable[[int, str, Metrics], None],
-        run_path: Path,
-        offending_path: Path | None = None,
-        publish: Callable[[], Path] | None = None,
+        offending_path: Path,
+        keep: "Keep | None" = None,
+        asked: Callable[[], bool] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._config, self._model, self._optimizers = config, model, optimizers
-        self._objective, self._weights, self._runtime = objective, weights, runtime
-        self._validate, self._log, self._run_path = validate, log, run_path
-        self._offending_path = offending_path or run_path / "offending_batch"
-        self._publish, self._progress = publish, progress
-        self.clock = StepClock(runtime.device)
-        self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
-        self._scales = next(module for module in model.modules() if isinstance(module, TaskScales))
+        self._config, self.model, self.optimizers = config, model, optimizers
+        self._runtime, self._validate, self._log = runtime, validate, log
+        self._progress, self._keep = progress, keep or _Nothing()
+        self.steps = Steps(
+            model,
+            optimizers,
+            objective=objective,
+            weights=weights,
+            runtime=runtime,
+            offending_path=offending_path,
+            accumulate=config.accumulate,
+            pipeline=config.pipeline == "auto",
+            asked=asked or (lambda: False),
+        )
 
-    def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
-        """The next batch and its step, on the clock. Returns the losses and the number of pairs of this rank."""
-        self.clock.start(timed=timed)
-        batch = next(batches)
-        self.clock.mark("data")
-        losses = self.train_step(batch, step)
-        self.clock.stop()
-        return losses, batch.num_pairs
+    def run(self, batches: Iterator[Batch], steps: int, *, after: int = 0, stop: EarlyStop | None = None) -> Taken:
+        """Trains from the step after `after` up to step `steps`, or until early stop, or until asked to end.
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, float]:
-        """One step. Returns the losses of the batch of all ranks by task.
-
-        Raises:
-            UserError: a loss that is no finite number, before anything was updated.
+        Args:
+            stop: that of the run so far.
         """
-        clock = self.clock
-        batch = pad_rows(batch.to(self._runtime.device, non_blocking=True))
-        self._optimizers.set_rate(step)
-        self._optimizers.zero_grad()
-        clock.mark("copy")
-        vectors = self._model(batch)
-        clock.mark("towers")
-        losses = self._objective(vectors, batch, step)
-        mean_T = sum_over_ranks(torch.stack(list(losses.values()))) / self._runtime.world_size
-        values = dict(zip(losses, mean_T.tolist(), strict=True))
-        check_losses(values, batch, step + 1, self._offending_path, self._runtime.rank)
-        clock.mark("loss")
-        # The only backward of the step: it also updates the tables.
-        sum(self._weights[name] * loss for name, loss in losses.items()).backward()  # type: ignore[union-attr]
-        clock.mark("tables")
-        self._optimizers.step()
-        self._scales.clip()
-        clock.mark("optimizer")
-        self._candidates = {
-            name: (candidate_BD.detach(), batch.pairs[name].candidate_id_B)
-            for name, candidate_BD in vectors.candidate.items()
-        }
-        return values
-
-    def run(self, batches: Iterator[Batch], steps: int) -> tuple[EarlyStop, int]:
-        """Trains for `steps` steps or until early stop. Returns the stop's memory and the steps taken."""
-        config, stop, step = self._config, EarlyStop(self._config.patience), 0
+        config, stop, step = self._config, stop or EarlyStop(self._config.patience), after
         validate_at = {round(steps * (n + 1) / config.validations) for n in range(config.validations)} | {steps}
-        self._model.train()
+        self.model.train()
         with closing(batches):  # type: ignore[type-var]
-            for step in range(1, steps + 1):
+            for step in range(after + 1, steps + 1):
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
-                losses, pairs = self.step(batches, step - 1, timed=logs)
+                losses, pairs = self.steps.step(batches, step - 1, timed=logs)
                 if logs:
                     self._log_step(step, steps, losses, pairs)
-                if step in validate_at:
-                    if self._validation(step, stop):
-                        self._save("best")
-                    if stop.should_stop:
-                        break
-                    self._model.train()
-        self._save("last")
-        return stop, step
-
-    def _save(self, name: str) -> None:
-        save_model(self._model, self._run_path / "model" / name)
-        if self._publish:
-            self._run_path = self._publish()
+                value = self._validation(step, stop) if step in validate_at else None
+                interrupted = self.steps.is_asked and step < steps
+                ends = step == steps or stop.should_stop
+                if value is not None or ends or interrupted or self._keep.is_due(step):
+                    self.steps.clock.enter("checkpoint")
+                    self._keep.save(step, stop, value=value, last=ends)
+                if ends or interrupted:
+                    return Taken(step, stop, interrupted and not ends)
+        return Taken(step, stop)
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
-        phases = self.clock.read()
-        spreads = {name: spread(*candidates) for name, candidates in self._candidates.items()}
+        phases = self.steps.clock.read()
+        ranks = gather_numbers(list(phases.values()), self._runtime.device)
+        spreads = {name: spread(*candidates) for name, candidates in self.steps.candidates.items()}
         spreads = {name: value for name, value in spreads.items() if math.isfinite(value)}  # too few say nothing
         if not self._runtime.is_main:
             return
         rate = pairs * self._runtime.world_size / (sum(phases.values()) / 1000)
         metrics = {f"loss/{name}": value for name, value in losses.items()} | {"pairs_per_second": rate}
+        if self.optimizers.gradient_norm is not None:
+            metrics["gradient_norm"] = float(self.optimizers.gradient_norm)
         metrics |= {f"ms/{phase}": value for phase, value in phases.items()}
+        metrics |= over_ranks(dict(zip(phases, zip(*ranks, strict=True), strict=True)))
         metrics |= {f"spread/{name}": value for name, value in spreads.items()}
         self._log(step, "train", metrics)
         if self._progress:
@@ -192,41 +200,15 @@ class Trainer:
                 if self._progress:
                     self._progress.warning(step, f"the vectors of task '{name}' collapse: spread {value:.3f} of 1")
 
-    def _validation(self, step: int, stop: EarlyStop) -> bool:
-        metrics: dict[str, Any] = from_main(self._validate())
+    def _validation(self, step: int, stop: EarlyStop) -> float:
+        self.steps.clock.enter("validation")
+        with self.optimizers.averaged():
+            metrics: dict[str, Any] = from_main(self._validate())
         value = chosen_metric(self._config.metric, metrics)
         if self._runtime.is_main:
             self._log(step, "valid", metrics | {"chosen": value})
             if self._progress:
                 self._progress.validation(step, metrics | {"chosen": value})
-        return stop.update(value, step)
-
-
-def check_metric(name: str, tasks: Collection[str]) -> None:
-    """Is there a validation metric of this name? Asked before anything is written or trained.
-
-    Args:
-        tasks: trained tasks that have validation pairs.
-
-    Raises:
-        UserError: no such task or metric, or nothing to validate on.
-    """
-    if not tasks:
-        raise UserError("no trained task has validation pairs: give dataset.split a larger valid_share, prepare again")
-    known = [*METRICS, *(f"{task}/{metric}" for task in tasks for metric in METRICS)]
-    if name not in known:
-        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {known}")
-
-
-def chosen_metric(name: str, metrics: Metrics) -> float:
-    """The metric that judges a validation: one entry "TASK/METRIC", or the mean of METRIC over tasks.
-
-    Raises:
-        UserError: no such entry.
-    """
-    if name in metrics:
-        return metrics[name]
-    values = [value for key, value in metrics.items() if key.rpartition("/")[2] == name]
-    if not values:
-        raise UserError(f"trainer.metric = {name!r} is none of the validation metrics: {sorted(metrics)}")
-    return sum(values) / len(values)
+        stop.update(value, step)
+        self.model.train()
+        return value

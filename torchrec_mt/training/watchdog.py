@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -73,25 +74,31 @@ class Watchdog:
         while not self._over.wait(min(5.0, self._seconds / 4)):
             position = self._where()
             stood = time.perf_counter() - position.since
-            try:
-                told = json.dumps([position.step, position.phase, stood, time.time()])
-                self._store.set(_KEY.format(rank=self._rank), told)
-            except RuntimeError:
-                return  # the store has gone, and the job with it
+            self._tell(position, stood)
             if position.phase in PHASES and stood > self._seconds:
                 # The ranks that wait and the one that they wait for come here within one round: let all tell.
                 time.sleep(min(5.0, self._seconds / 4))
                 if self._where().since == position.since and not self._over.is_set():
-                    self._end(said(self._all(), self._seconds, rank=self._rank))
+                    own = Told(position.step, position.phase, time.perf_counter() - position.since, time.time())
+                    self._end(said(self._all(), self._seconds, rank=self._rank, own=own))
                     return
 
+    def _tell(self, position: Position, stood: float) -> None:
+        told = json.dumps([position.step, position.phase, stood, time.time()])
+        with suppress(RuntimeError):  # the store has gone, and most of the job with it: this rank still has to end
+            self._store.set(_KEY.format(rank=self._rank), told)
+
     def _all(self) -> list[Told | None]:
+        """What all have told; nothing where the store has gone."""
         keys = [_KEY.format(rank=rank) for rank in range(self._world_size)]
-        return [Told(*json.loads(self._store.get(key))) if self._store.check([key]) else None for key in keys]
+        try:
+            return [Told(*json.loads(self._store.get(key))) if self._store.check([key]) else None for key in keys]
+        except RuntimeError:
+            return []
 
 
-def said(ranks: Sequence[Told | None], seconds: float, *, rank: int) -> str:
-    """The message: who is stuck, where, and where the others wait.
+def said(ranks: Sequence[Told | None], seconds: float, *, rank: int, own: Told | None = None) -> str:
+    """The message: who is stuck, where, and where the others wait; of `own` alone where nobody told anything.
 
     The stuck one is furthest behind: in the earliest step and in the earliest phase of it, and among equal ones there
     the longest. A rank that told nothing is behind all.
@@ -104,6 +111,8 @@ def said(ranks: Sequence[Told | None], seconds: float, *, rank: int) -> str:
         place = PHASES.index(told.phase) if told.phase in PHASES else len(PHASES)
         return told.step, place, -told.seconds
 
+    if not ranks and own is not None:
+        return _message(rank, f"this rank is {_place(own)}", seconds, "; what the others do cannot be asked any more")
     stuck = min(range(len(ranks)), key=behind)
     others = [
         f"rank {other} waits in '{told.phase}' of step {told.step}"
@@ -111,13 +120,18 @@ def said(ranks: Sequence[Told | None], seconds: float, *, rank: int) -> str:
         if other != stuck and told is not None
     ]
     told = ranks[stuck]
-    place = "before its first step" if told is None else f"in phase '{told.phase}' of step {told.step}"
-    stood = "" if told is None else f" for {told.seconds:.0f} s"
-    tail = f"; {', '.join(others[:8])}" if others else ""
+    place = "stuck before its first step" if told is None else _place(told)
+    return _message(rank, f"rank {stuck} is {place}", seconds, f"; {', '.join(others[:8])}" if others else "")
+
+
+def _place(told: Told) -> str:
+    return f"stuck in phase '{told.phase}' of step {told.step} for {told.seconds:.0f} s"
+
+
+def _message(rank: int, who: str, seconds: float, others: str) -> str:
     return (
-        f"error: rank {rank}: training stands still: rank {stuck} is stuck {place}{stood} (more than "
-        f"runtime.stuck_seconds = {seconds:g}){tail}: look at that rank's machine, disk and network; `--resume` goes "
-        "on from the newest checkpoint"
+        f"error: rank {rank}: training stands still: {who} (more than trainer.stuck_seconds = {seconds:g}){others}: "
+        "look at that rank's machine, disk and network; `--resume` goes on from the newest checkpoint"
     )
 
 

@@ -15,7 +15,8 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator, uniform_hash
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import NegativesConfig, Uniform
-from torchrec_mt.data.reader import PairStream, Reader, ReaderConfig, _stretches, prefetched
+from torchrec_mt.data.pair_stream import PairFile, PairStream, _stretches
+from torchrec_mt.data.reader import Reader, ReaderConfig, prefetched
 from torchrec_mt.errors import UserError
 
 
@@ -24,8 +25,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return write_tiny(tmp_path_factory.mktemp("tiny") / "data")
 
 
-def stream(dataset: PreparedDataset, rank: int, world_size: int, window: int = 4) -> PairStream:
-    return PairStream(dataset, "find", seed=[0, 0], rank=rank, world_size=world_size, window=window)
+def stream(dataset: PreparedDataset, lane: int, lanes: int, window: int = 4, taken: int = 0) -> PairStream:
+    return PairStream(PairFile(dataset, "find", lanes), seed=[0, 0], lane=lane, window=window, taken=taken)
 
 
 @pytest.mark.parametrize("window", [1, 4])
@@ -137,8 +138,8 @@ def test_shares_and_expected_draws_of_every_column(dataset: PreparedDataset) -> 
     pairs, share_N = batch.pairs["find"], dataset.frequencies("find") / 300
     np.testing.assert_allclose(pairs.share_B, share_N[pairs.candidate_id_B], rtol=1e-6)
     np.testing.assert_allclose(pairs.share_M, share_N[batch.negatives["product"].id_M], rtol=1e-6)
-    assert pairs.drawn_B.tolist() == pytest.approx([8 / PRODUCTS] * 10)
-    assert pairs.drawn_M.tolist() == pytest.approx([8 / PRODUCTS] * 8)
+    assert pairs.drawn_B.tolist() == pytest.approx([2 * 8 / PRODUCTS] * 10)
+    assert pairs.drawn_M.tolist() == pytest.approx([2 * 8 / PRODUCTS] * 8)
     assert pairs.stretches == ((0, 8),)
 
 

@@ -5,7 +5,14 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_on_ranks
-from torchrec_mt.distributed.collectives import from_main, gather, max_over_ranks, on_main, sum_over_ranks
+from torchrec_mt.distributed.collectives import (
+    from_main,
+    gather,
+    gather_numbers,
+    max_over_ranks,
+    on_main,
+    sum_over_ranks,
+)
 from torchrec_mt.errors import UserError
 
 
@@ -15,6 +22,11 @@ def on_two_ranks() -> dict[str, object]:
     gathered = gather(local)
     # Rank r's loss weighs row 0 by 1 + r and row 1 by 10: the gradient of a row is the sum over ranks.
     (gathered[0] * (1 + rank) + gathered[1] * 10).sum().backward()
+
+    uneven = torch.full((1 + rank, 2), 5.0 + rank, requires_grad=True)
+    all_uneven = gather(uneven, (1, 2))
+    (all_uneven * torch.tensor([[1.0], [2.0], [3.0]]) * (1 + rank)).sum().backward()
+    assert uneven.grad is not None
 
     def fail() -> None:
         raise UserError("no room")
@@ -28,8 +40,12 @@ def on_two_ranks() -> dict[str, object]:
     return {
         "gathered": gathered.tolist(),
         "gradient": local.grad.tolist(),
+        "uneven": all_uneven.tolist(),
+        "uneven gradient": uneven.grad.tolist(),
+        "uneven numbers": gather(torch.arange(rank), (0, 1)).tolist(),
         "sum": sum_over_ranks(torch.tensor(3.0 + rank)).item(),
         "max": max_over_ranks(5 - rank, torch.device("cpu")),
+        "numbers": gather_numbers([0.1 + rank, 2.0], torch.device("cpu")),
         "main": from_main(f"rank {rank}"),
         "failure": failure,
     }
@@ -40,8 +56,13 @@ def test_two_ranks() -> None:
     assert first["gathered"] == second["gathered"] == [[1.0], [2.0]]
     assert first["gradient"] == [[3.0]]
     assert second["gradient"] == [[20.0]]
+    assert first["uneven"] == second["uneven"] == [[5.0, 5.0], [6.0, 6.0], [6.0, 6.0]]
+    assert first["uneven gradient"] == [[3.0, 3.0]]
+    assert second["uneven gradient"] == [[6.0, 6.0], [9.0, 9.0]]
+    assert first["uneven numbers"] == second["uneven numbers"] == [0]
     assert (first["sum"], first["max"], first["main"]) == (7.0, 5, "rank 0")
     assert (second["sum"], second["max"], second["main"]) == (7.0, 5, "rank 0")
+    assert first["numbers"] == second["numbers"] == [[0.1, 2.0], [1.1, 2.0]], "no bit lost"
     assert first["failure"] == "no room"
     assert second["failure"] == "rank 0 failed: no room"
 

@@ -56,7 +56,7 @@ def quiet() -> None:
 def told_in_a_step(dataset: PreparedDataset, here: Runtime, path: Path, kind: str) -> list[list[int] | None]:
     trainer = tiny_trainer(dataset, path, here, sharding=SHARDINGS[kind])
     with Wanted() as wanted:
-        trainer.train_step(next(tiny_batches(dataset)), 0)
+        trainer.steps.train_step(next(tiny_batches(dataset)), 0)
     return wanted.told
 
 
@@ -94,15 +94,15 @@ def gradient_of_weights(kernel: nn.Module) -> Tensor:
 def test_told_kernels_give_none(
     dataset: PreparedDataset, here: Runtime, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = table_kernels(tiny_trainer(dataset, tmp_path, here, sharding=SHARDINGS[kind])._model)
+    told = table_kernels(tiny_trainer(dataset, tmp_path, here, sharding=SHARDINGS[kind]).model)
     monkeypatch.setattr(sharding, "_take_weights_as_constants", lambda model: None)
-    untold = table_kernels(tiny_trainer(dataset, tmp_path, here, sharding=SHARDINGS[kind])._model)
+    untold = table_kernels(tiny_trainer(dataset, tmp_path, here, sharding=SHARDINGS[kind]).model)
     assert [type(kernel) for kernel in told] == [type(kernel) for kernel in untold] == KERNELS[kind]
     assert not any(gradient_of_weights(kernel).any() for kernel in told)
     assert all(gradient_of_weights(kernel).all() for kernel in untold)
 
 
 def test_modules_do_not_show_the_kernels(dataset: PreparedDataset, here: Runtime, tmp_path: Path) -> None:
-    model = tiny_trainer(dataset, tmp_path, here)._model
+    model = tiny_trainer(dataset, tmp_path, here).model
     assert table_kernels(model)
     assert not any(isinstance(module, FUSED | DENSE) for module in model.modules())

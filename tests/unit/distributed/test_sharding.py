@@ -19,6 +19,7 @@ from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.schedule import CosineSchedule
 
 SHARDING = ShardingConfig(default="row_wise", tables={"kind": "data_parallel"})
 TABLES = "embeddings.collection.embedding_bags"
@@ -102,7 +103,7 @@ def five_updates(kind: str) -> list[list[list[float]]]:
     table = model.state_dict()["collection.embedding_bags.table_t.weight"]
     table = table.local_shards()[0].tensor if hasattr(table, "local_shards") else table
     table.copy_(torch.arange(24.0).view(6, 4) / 24)
-    optimizers = Optimizers(OptimConfig(table_rate=0.1, warmup_steps=2), model, 5)
+    optimizers = Optimizers(OptimConfig(table_rate=0.1, schedule=CosineSchedule(warmup_steps=2)), model, 5)
     features = KeyedJaggedTensor(
         keys=["k"],
         values=torch.tensor([0, 1, 2, 3, 5, 5, 5, 5]),

@@ -110,8 +110,11 @@ def test_the_table_says_who_is_better(
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"dataset": "ffff"}, "differ in their dataset digest (0123abcd and ffff)"),
-        ({"split": "valid"}, "differ in their split (test and valid)"),
+        ({"dataset": "ffff"}, "differ in their dataset digest (0123abcd and ffff): only what was judged on the same"),
+        (
+            {"split": "valid"},
+            "(test and valid): only what was judged on the same can be compared; choose evaluate.split",
+        ),
         ({"max_anchors": 7}, "differ in their max_anchors (0 and 7)"),
         ({"metrics": ["mrr@10"]}, "share none of recall@10: choose with --metric"),
     ],
@@ -151,9 +154,29 @@ def test_a_run_that_is_not_evaluated(
         text = said([first, second], capsys)
         assert f"'{file}' is damaged" in text
         assert f"run `torchrec-mt evaluate {second}`" in text
-    pq.write_table(pa.table({"task": ["find"], "system": ["model"]}), file)
-    assert f"'{file}' is damaged" in said([first, second], capsys)
+    table = pa.table({"task": ["find"], "system": ["model"]})
+    for metadata in ({}, {ABOUT: "null"}, {ABOUT: '{"split": "test"}'}):
+        pq.write_table(table.replace_schema_metadata(metadata), file)
+        assert f"'{file}' is damaged" in said([first, second], capsys)
     file.unlink()
     text = said([first, second], capsys)
     assert f"'{second}' has no evaluation/anchors.parquet: run `torchrec-mt evaluate {second}` first" in text
     assert "is no run folder" in said([first, str(tmp_path)], capsys)
+
+
+def test_another_judgement_than_the_default_one(
+    tmp_path: Path, values: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (write(tmp_path / name, values, split="valid") for name in "ab")
+    files = [
+        Path(run, "evaluation/anchors.parquet").rename(f"{run}/evaluation/anchors-valid.parquet")
+        for run in (first, second)
+    ]
+    text = said([first, second], capsys)
+    assert "has no evaluation/anchors.parquet, but anchors-valid.parquet: give a file in place of the run" in text
+    assert f"such as '{files[0]}'" in text
+    assert main([*map(str, files), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["first"], found["split"]) == (str(files[0]), "valid")
+    files[1].write_bytes(b"PAR1")
+    assert "evaluate its run again" in said([str(file) for file in files], capsys)

@@ -69,6 +69,7 @@ def test_rivals_stand_before_the_model_and_what_needs_it_behind() -> None:
     [
         ('["recall@10", "recal@10"]', "evaluate.metrics: 'recal@10' is no metric: write recall | "),
         ('["recall@0"]', "evaluate.metrics: 'recall@0' is no metric"),
+        ('["recall@1000000"]', "then @ and a cut-off from 1 to 999999"),
         ("[]", "evaluate.metrics = (): must be at least one metric"),
         ('["mrr@5", "mrr@5"]', "evaluate.metrics = ('mrr@5', 'mrr@5'): must be a list without repeats"),
     ],

@@ -1,6 +1,7 @@
 """Slices against loops: who is in the head, what a column says of an entity, which answers belong to a slice."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,14 @@ def test_a_category_is_told_in_the_words_of_the_data(dataset: PreparedDataset) -
     assert labels(column_slicing(dataset, "product", "maker"), names) == makers
     rows = np.array([names.index("d"), names.index("a")])
     assert labels(column_slicing(dataset, "product", "maker", rows), ["d", "a"]) == {"d": "(missing)", "a": "x"}
+
+
+def test_a_value_called_as_one_of_our_labels_is_another_label(tmp_path: Path) -> None:
+    schema = with_features(kind=CategoryFeature(kind="category", column="kind", table="kind"))
+    kinds = ["(missing)", "(missing)", "tea", "tea", None]
+    dataset = run(tmp_path, schema, products={**PRODUCTS, "kind": kinds})
+    found = labels(column_slicing(dataset, "product", "kind"), ids(dataset, "product"))
+    assert found == {"a": "'(missing)'", "b": "'(missing)'", "c": "tea", "d": "tea", "e": "(missing)"}
 
 
 def test_a_number_is_cut_into_quarters_of_what_the_data_gave(dataset: PreparedDataset) -> None:

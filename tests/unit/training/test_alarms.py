@@ -16,8 +16,9 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError, exit_code_of
 from torchrec_mt.reporting.terminal import TrainingProgress
-from torchrec_mt.runs import MetricsLog, RunFolder
+from torchrec_mt.runs import RunFolder
 from torchrec_mt.training.alarms import check_losses, spread
+from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.trainer import Trainer
 
 
@@ -25,9 +26,9 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Every table, weight and optimizer state."""
     weights = {
         name: (value.local_shards()[0].tensor if hasattr(value, "local_shards") else value).clone()
-        for name, value in trainer._model.state_dict().items()
+        for name, value in trainer.model.state_dict().items()
     }
-    for parameter, values in trainer._optimizers.combined.state_dict()["state"].items():
+    for parameter, values in trainer.optimizers.combined.state_dict()["state"].items():
         for key, value in values.items():
             value = value.local_shards()[0].tensor if hasattr(value, "local_shards") else value
             weights[f"{parameter}:{key}"] = torch.as_tensor(value).clone()
@@ -47,11 +48,11 @@ def test_a_loss_that_is_no_number_stops_the_run_untouched(
 ) -> None:
     trainer, batches = tiny_trainer(dataset, tmp_path, here), tiny_batches(dataset)
     for step in range(3):
-        trainer.train_step(next(batches), step)
+        trainer.steps.train_step(next(batches), step)
     before, bad = state_of(trainer), poisoned(next(batches), "alike", value)
     assert len(before) > 20
     with pytest.raises(UserError, match=r"the loss at step 4 is no finite number \(alike: nan\)") as stopped:
-        trainer.train_step(bad, 3)
+        trainer.steps.train_step(bad, 3)
     assert stopped.value.exit_code == 1
     after = state_of(trainer)
     assert all(torch.equal(before[name], value) for name, value in after.items()), "bit for bit"
@@ -72,13 +73,13 @@ def test_a_loss_that_is_no_number_stops_the_run_untouched(
 
     # A program that ends so says it in one message.
     def program() -> int:
-        trainer.train_step(bad, 3)
+        trainer.steps.train_step(bad, 3)
         return 0
 
     assert exit_code_of(program) == 1
     assert "look for extreme numbers in the data" in capsys.readouterr().err
     # The next good batch trains on.
-    assert all(map(math.isfinite, trainer.train_step(next(batches), 4).values()))
+    assert all(map(math.isfinite, trainer.steps.train_step(next(batches), 4).values()))
 
 
 def test_the_loop_stops_too(dataset: PreparedDataset, here: Runtime, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def logged(dataset: PreparedDataset, here: Runtime, path: Path, *, collapse: boo
     with TrainingProgress() as progress:
         trainer = tiny_trainer(dataset, path, here, log=log.write, progress=progress)
         if collapse:
-            tower = next(m for name, m in trainer._model.named_modules() if name.endswith("towers.of_product"))
+            tower = next(m for name, m in trainer.model.named_modules() if name.endswith("towers.of_product"))
             with torch.no_grad():
                 for parameter in tower.parameters():
                     parameter.zero_()

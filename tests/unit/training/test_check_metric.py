@@ -3,7 +3,7 @@
 import pytest
 
 from torchrec_mt.errors import UserError
-from torchrec_mt.training.trainer import check_metric
+from torchrec_mt.training.early_stop import check_metric
 
 
 @pytest.mark.parametrize("name", ["recall@100", "mrr@10", "find/ndcg@10"])

@@ -16,7 +16,7 @@ from torchrec_mt.models.losses.config import BceLoss, Loss, LossConfig, MarginLo
 def test_it_trains(dataset: PreparedDataset, here: Runtime, tmp_path: Path, loss: Loss, precision: str) -> None:
     losses = LossConfig(default=loss, precision=precision)  # type: ignore[arg-type]
     trainer, batches = tiny_trainer(dataset, tmp_path, here, losses=losses), tiny_batches(dataset)
-    found = [sum(trainer.train_step(next(batches), step).values()) / 3 for step in range(20)]
+    found = [sum(trainer.steps.train_step(next(batches), step).values()) / 3 for step in range(20)]
     assert all(map(math.isfinite, found))
     assert sum(found[-5:]) < 0.95 * sum(found[:5])
     if not isinstance(loss, BceLoss):  # its sum of e^score over the catalogue is far from N where vectors are short

@@ -96,8 +96,26 @@ def vectors_of(batch: Batch) -> Vectors:
 def batches(
     dataset: PreparedDataset, negatives: NegativesConfig, losses: LossConfig, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
-    reader = Reader(
-        ReaderConfig(batch_size=36, prefetch=0),
+    weights = np.random.default_rng(rank).random((100, 3, 36)).astype(np.float32)
+    for step, batch in enumerate(reader_of(dataset, negatives, losses, rank, world_size)):
+        pairs = {
+            name: replace(one, weight_B=torch.from_numpy(weights[step, number, : len(one.weight_B)]))
+            for number, (name, one) in enumerate(batch.pairs.items())
+        }
+        yield replace(batch, pairs=pairs)
+
+
+def reader_of(
+    dataset: PreparedDataset,
+    negatives: NegativesConfig,
+    losses: LossConfig,
+    rank: int,
+    world_size: int,
+    lanes: int | None = None,
+    batch_size: int = 36,
+) -> Reader:
+    return Reader(
+        ReaderConfig(batch_size=batch_size, prefetch=0),
         dataset,
         tiny_schema(),
         negatives=negatives,
@@ -105,14 +123,8 @@ def batches(
         seed=0,
         rank=rank,
         world_size=world_size,
+        lanes=lanes,
     )
-    weights = np.random.default_rng(rank).random((100, 3, 36)).astype(np.float32)
-    for step, batch in enumerate(reader):
-        pairs = {
-            name: replace(one, weight_B=torch.from_numpy(weights[step, number, : len(one.weight_B)]))
-            for number, (name, one) in enumerate(batch.pairs.items())
-        }
-        yield replace(batch, pairs=pairs)
 
 
 def objective_of(dataset: PreparedDataset, negatives: NegativesConfig, losses: LossConfig) -> Objective:
@@ -135,11 +147,11 @@ def columns_of(parts: list[Batch], name: str, *, in_batch: bool) -> list[Column]
     for part in parts:
         one, vectors = part.pairs[name], vectors_of(part)
         for b, id_ in enumerate(one.candidate_id_B.tolist()):
-            count = draws * float(one.share_B[b]) + len(parts) * float(one.drawn_B[b])
+            count = draws * float(one.share_B[b]) + float(one.drawn_B[b])
             pairs.append(Column(len(pairs), vectors.candidate[name][b], id_, count))
         places = [m for start, stop in one.stretches for m in range(start, stop)]
-        for number, m in enumerate(places):
-            count = draws * float(one.share_M[number]) + len(parts) * float(one.drawn_M[number])
+        for m in places:
+            count = draws * float(one.share_M[m]) + float(one.drawn_M[m])
             id_ = int(part.negatives["product"].id_M[m])
             drawn.append(Column(-1, vectors.negative["product"][m], id_, count))
     return (pairs if in_batch else []) + drawn
@@ -160,7 +172,7 @@ def twin(parts: list[Batch], name: str, negatives: NegativesConfig) -> float:
             anchor_D = INVERSE_TEMPERATURE * vectors.anchor[name][b].double()
             positive = float(anchor_D @ every[pair].vector_D.double())
             if negatives.logq == "standard":
-                positive -= math.log(draws * float(one.share_B[b]) + len(parts) * float(one.drawn_B[b]))
+                positive -= math.log(draws * float(one.share_B[b]) + float(one.drawn_B[b]))
             logits = [positive]
             for column in columns:
                 left_out = column.pair == pair if negatives.mask == "none" else (b, column.id_) in blocked
@@ -178,7 +190,7 @@ def twin(parts: list[Batch], name: str, negatives: NegativesConfig) -> float:
     return loss / weight / math.log(PRODUCTS if corrected else len(columns) + private + 1)
 
 
-TWINNED = (InBatch(), Uniform(count=7), Popularity(count=3), Named(count=2))
+TWINNED = (InBatch(), Uniform(count=8), Popularity(count=3), Named(count=2))
 
 
 @pytest.mark.parametrize("mask", ["known", "own", "none"])
@@ -199,16 +211,27 @@ def test_one_rank_against_the_twin(dataset: PreparedDataset, logq: Any, mask: An
             assert loss.item() == pytest.approx(twin([batch], name, negatives), rel=1e-5)
 
 
-def losses_of_rank(folder: str, mask: Any) -> list[float]:
-    """L_r of every task on this rank of two."""
+def losses_of_rank(folder: str, mask: Any, *, shared: bool = False) -> list[float]:
+    """L_r of every task on this rank of two, which have a lane each or share one."""
     negatives, losses = NegativesConfig(sources=TWINNED[:3], mask=mask), LossConfig(precision="float32")
     dataset = PreparedDataset.open(folder)
     batch = next(batches(dataset, negatives, losses, dist.get_rank(), 2))
+    if shared:
+        batch = shared_lane(dataset, negatives, dist.get_rank(), 2)
     return [loss.item() for loss in objective_of(dataset, negatives, losses)(vectors_of(batch), batch, 0).values()]
 
 
 def losses_of_ranks(folder: str) -> dict[str, list[float]]:
-    return {mask: losses_of_rank(folder, mask) for mask in ("known", "none")}
+    return {
+        **{mask: losses_of_rank(folder, mask) for mask in ("known", "none")},
+        **{f"shared, {mask}": losses_of_rank(folder, mask, shared=True) for mask in ("known", "none")},
+    }
+
+
+def shared_lane(dataset: PreparedDataset, negatives: NegativesConfig, rank: int, world_size: int) -> Batch:
+    """One lane of 11 pairs of each task and of 17 draws, which two ranks share as 5 and 6, 8 and 9."""
+    reader = reader_of(dataset, negatives, LossConfig(), rank, world_size, lanes=1, batch_size=33)
+    return next(iter(reader))
 
 
 def test_the_mean_over_ranks_is_the_loss_of_all_pairs(dataset: PreparedDataset) -> None:
@@ -219,6 +242,10 @@ def test_the_mean_over_ranks_is_the_loss_of_all_pairs(dataset: PreparedDataset) 
         wanted = [twin(parts, name, negatives) for name in TASKS]
         first, second = (one[mask] for one in found)
         assert first != second, "each rank has its own anchors"
+        np.testing.assert_allclose(np.mean([first, second], axis=0), wanted, rtol=1e-5)
+        whole = shared_lane(dataset, negatives, 0, 1)
+        first, second = (one[f"shared, {mask}"] for one in found)
+        wanted = [twin([whole], name, negatives) for name in TASKS]
         np.testing.assert_allclose(np.mean([first, second], axis=0), wanted, rtol=1e-5)
 
 

@@ -1,19 +1,25 @@
-"""Schedule, early stop, choice of the metric."""
+"""Schedules, early stop, choice of the metric."""
 
 import pytest
 
 from torchrec_mt.errors import UserError
-from torchrec_mt.training.early_stop import EarlyStop
-from torchrec_mt.training.optim import OptimConfig, rate_factor
-from torchrec_mt.training.trainer import chosen_metric
+from torchrec_mt.training.early_stop import EarlyStop, chosen_metric
+from torchrec_mt.training.schedule import ConstantSchedule, CosineSchedule, LinearSchedule, Schedule, rate_factor
 
 
-def test_rate_warms_up_then_decays_to_its_end() -> None:
-    config = OptimConfig(warmup_steps=4, final_rate=0.2)
-    assert [rate_factor(config, step, 104) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert rate_factor(config, 4, 104) == 1.0
-    assert rate_factor(config, 54, 104) == pytest.approx(0.6)
-    assert rate_factor(config, 104, 104) == pytest.approx(0.2)
+@pytest.mark.parametrize(
+    ("schedule", "after"),
+    [
+        (CosineSchedule(warmup_steps=4, final_rate=0.2), {29: 0.2 + 0.8 * (1 + 0.5**0.5) / 2, 54: 0.6, 104: 0.2}),
+        (LinearSchedule(warmup_steps=4, final_rate=0.2), {29: 0.8, 54: 0.6, 104: 0.2}),
+        (ConstantSchedule(warmup_steps=4), {29: 1.0, 54: 1.0, 104: 1.0}),
+    ],
+)
+def test_rate_warms_up_then_goes_to_its_end(schedule: Schedule, after: dict[int, float]) -> None:
+    assert [rate_factor(schedule, step, 104) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate_factor(schedule, 4, 104) == 1.0
+    assert {step: rate_factor(schedule, step, 104) for step in after} == pytest.approx(after)
+    assert rate_factor(schedule, 200, 104) == rate_factor(schedule, 104, 104), "a step beyond the end"
 
 
 def test_early_stop_counts_validations_without_a_new_best() -> None:

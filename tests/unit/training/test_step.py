@@ -23,9 +23,10 @@ from torchrec_mt.training.assemble import build_model, model_spec
 from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.schedule import CosineSchedule
 
 MODEL = ModelConfig(dim=16, hidden=24, task_hidden=24)
-OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, warmup_steps=4)
+OPTIM = OptimConfig(table_rate=0.1, dense_rate=0.01, schedule=CosineSchedule(warmup_steps=4))
 WEIGHTS = {"find": 1.0, "alike": 0.5, "goes_with": 2.0}
 LOSSES, NEGATIVES = LossConfig(precision="float32"), NegativesConfig(sources=(InBatch(), Uniform(count=8)))
 SHARDINGS = {
@@ -131,7 +132,7 @@ def moved_by_rates(folder: str, sharding: str) -> list[float]:
             batch_rows=100,
             table_rate=0.1,
         )
-        optimizers = Optimizers(OptimConfig(table_rate=0.1 * factor, warmup_steps=1), model, 5)
+        optimizers = Optimizers(OptimConfig(table_rate=0.1 * factor, schedule=CosineSchedule(warmup_steps=1)), model, 5)
         tables = [value for name, value in weights_of(model).items() if ".embedding_bags." in name]
         before = [table.clone() for table in tables]
         config = ReaderConfig(batch_size=30, prefetch=0)

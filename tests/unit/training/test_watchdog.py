@@ -39,7 +39,7 @@ def test_it_ends_what_stands_still() -> None:
     clock.mark("data")
     (message,) = watched(clock, 0.1, 1.0)
     assert "rank 0 is stuck in phase 'copy' of step 3" in message
-    assert "runtime.stuck_seconds = 0.1" in message
+    assert "trainer.stuck_seconds = 0.1" in message
 
 
 def test_validations_may_take_long() -> None:

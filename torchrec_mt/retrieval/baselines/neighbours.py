@@ -47,4 +47,5 @@ def _by_products(dataset: PreparedDataset, task: str, first: csr_array, second: 
         score_BN = csr_array((first[anchor_B] @ second) @ third)
         return popular.behind(best_of_sparse(score_BN, anchor_B, k, same_entity=same), anchor_B, k)
 
-    return in_blocks(rank, len(popular.row_N))
+    # What lies between two products may be of every anchor there is: a popular candidate leads to many.
+    return in_blocks(rank, max(second.shape[1], len(popular.row_N)))

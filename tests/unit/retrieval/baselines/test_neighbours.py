@@ -1,5 +1,6 @@
 """The walk of two hops and item-kNN against loops over their definitions."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from tests.tiny import PRODUCTS, TASKS
 from tests.unit.retrieval.baselines.worlds import anchors_of, assert_ranked, dense, small_world, train_on
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.retrieval.baselines import ranker
 from torchrec_mt.retrieval.baselines.neighbours import item_knn, two_hops
+from torchrec_mt.retrieval.baselines.ranker import Ranker
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,16 @@ def test_two_hops_equal_a_walk(world: PreparedDataset, task: str, k: int) -> Non
 def test_item_knn_equals_sums_of_cosines(world: PreparedDataset, task: str, k: int) -> None:
     score_AN = summed_cosines(dense(world, task, own_item=True))
     assert_ranked(item_knn(world, task)(anchors_of(task), k), score_AN, world, task)
+
+
+@pytest.mark.parametrize("rival", [two_hops, item_knn])
+def test_a_few_anchors_at_a_time_give_the_same(
+    world: PreparedDataset, monkeypatch: pytest.MonkeyPatch, rival: Callable[[PreparedDataset, str], Ranker]
+) -> None:
+    anchor_B = anchors_of("goes_with")
+    whole_BK = rival(world, "goes_with")(anchor_B, 10)
+    monkeypatch.setattr(ranker, "_SCORES_AT_ONCE", 1)
+    np.testing.assert_array_equal(rival(world, "goes_with")(anchor_B, 10), whole_BK)
 
 
 def test_two_hops_keep_the_direction(tmp_path: Path) -> None:

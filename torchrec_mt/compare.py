@@ -15,14 +15,22 @@ from torchrec_mt.reporting.comparison import comparison_table
 from torchrec_mt.reporting.terminal import console
 from torchrec_mt.retrieval.comparison import Judgement, compare_runs
 from torchrec_mt.retrieval.records import records_path
-from torchrec_mt.runs import RunFolder
+from torchrec_mt.runs import MARK, RunFolder
+from torchrec_mt.storage import local_copy
+
+_PARTS = (MARK, "evaluation")
+"""What is read of a run that a URL names."""
+_FILE = ".parquet"
+"""How the name of a judgement's file ends."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The program's arguments."""
     parser = argparse.ArgumentParser(prog="torchrec-mt compare", description=__doc__)
     parser.add_argument(
-        "first", metavar="RUN_A", help="a run folder that `torchrec-mt evaluate` judged, or a file of anchors"
+        "first",
+        metavar="RUN_A",
+        help="a run folder that `torchrec-mt evaluate` judged, or a file of anchors; a path or a URL",
     )
     parser.add_argument("second", metavar="RUN_B", help="another one, judged on the same dataset")
     parser.add_argument("--task", dest="tasks", action="append", default=[], help="repeatable; default: all tasks")
@@ -35,8 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _judgement(place: str) -> Judgement:
     """The default judgement of a run, or the one whose file is named."""
-    is_file = Path(place).is_file()
-    return Judgement.open(place, Path(place) if is_file else records_path(RunFolder.open(place).evaluation_path))
+    file = Path(local_copy(place) if place.endswith(_FILE) else place)
+    if not file.is_file():
+        file = records_path(RunFolder.open(place, parts=_PARTS).evaluation_path)
+    return Judgement.open(place, file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from torchrec_mt.retrieval.records import records_path, writing_records
 from torchrec_mt.retrieval.samples import choose, encode_chosen, samples_json
 from torchrec_mt.retrieval.slices import slice_columns
 from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.storage import push_back
 from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("evaluate.*", "runtime.*", "sharding.*", "dataset.path")
@@ -37,7 +38,7 @@ _KEYS = ("evaluate.*", "runtime.*", "sharding.*", "dataset.path")
 def build_parser() -> argparse.ArgumentParser:
     """The program's arguments."""
     parser = argparse.ArgumentParser(prog="torchrec-mt evaluate", description=__doc__)
-    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote, or its URL")
     parser.add_argument(
         "--model", choices=["best", "last"], default="best", help="which of the kept models (default best)"
     )
@@ -132,11 +133,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = evaluate_run(run, config, arguments.model, path)
     if evaluation is None:
         return 0  # the main rank speaks
+    push_back(run.where, run.path, parts=["evaluation"])
     if arguments.json:
         print(json.dumps(evaluation))
     else:
         console().print(evaluation_tables(evaluation))
-        console().print(f"run: {run.path}   metrics: {path}   page: {page_path(path)}", soft_wrap=True)
+        console().print(f"run: {run.where}   metrics: {path}   page: {page_path(path)}", soft_wrap=True)
     return 0
 
 

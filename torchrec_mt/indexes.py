@@ -28,6 +28,7 @@ from torchrec_mt.retrieval.evaluator import judged_tasks, split_anchors, split_r
 from torchrec_mt.retrieval.index_grid import structures
 from torchrec_mt.retrieval.indexes import Questions, measure
 from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.storage import push_back
 from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("evaluate.split", "evaluate.max_anchors", "runtime.*", "sharding.*", "dataset.path")
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchrec-mt indexes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote, or its URL")
     parser.add_argument("--task", action="append", help="measure this task only; may be repeated (default all)")
     parser.add_argument(
         "--wish", type=float, default=0.95, help="share of the exact best 100 that the index should find (0.95)"
@@ -137,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = measure_run(run, config, arguments.task, arguments.wish)
     if report is None:
         return 0  # the main rank speaks
+    push_back(run.where, run.path, parts=["evaluation"])
     if arguments.json:
         print(json.dumps(report))
         return 0

@@ -14,6 +14,7 @@ import numpy as np
 from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.mined import MARK as MINED
 from torchrec_mt.data.mined import check_place, write_mined
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
@@ -23,6 +24,7 @@ from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.encode import encode
 from torchrec_mt.retrieval.mining import mine_task
 from torchrec_mt.runs import RunFolder
+from torchrec_mt.storage import Output
 from torchrec_mt.training.trained import load_run_model
 
 _KEYS = ("runtime.*", "sharding.*", "dataset.path")
@@ -34,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchrec-mt mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote")
-    parser.add_argument("--output", help="the folder to write; default RUN/mined")
+    parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote, or its URL")
+    parser.add_argument("--output", help="the folder to write, or a URL; default RUN/mined")
     parser.add_argument("--depth", type=int, default=100, help="how many of the best candidates to look at (100)")
     parser.add_argument("--per-anchor", type=int, default=16, help="negatives kept per anchor, the best-ranked (16)")
     parser.add_argument(
@@ -46,14 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def mine_run(run: RunFolder, config: RunConfig, output: Path, depth: int, per_anchor: int, margin: float) -> Any:
+def mine_run(run: RunFolder, config: RunConfig, output: Output, depth: int, per_anchor: int, margin: float) -> Any:
     """Mines every trained task; called on every rank. Returns what `mined.json` says."""
     schema = config.dataset
     dataset = PreparedDataset.open(schema.path)
     dataset.check_declaration(schema)
     run.check_dataset(dataset.manifest.digest, schema.path)
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
-        on_main(lambda: check_place(output))
+        folder = on_main(lambda: _free_place(output))
         line = bar.add_task("mine", total=None, note="")
         model = load_run_model(
             run,
@@ -86,7 +88,19 @@ def mine_run(run: RunFolder, config: RunConfig, output: Path, depth: int, per_an
                 ),
             )
         settings = {"depth": depth, "per_anchor": per_anchor, "margin": margin}
-        return on_main(lambda: write_mined(output, dataset, mined, settings))
+
+        def write() -> dict[str, Any]:
+            about = write_mined(folder, dataset, mined, settings)
+            output.push()
+            return about
+
+        return on_main(write)
+
+
+def _free_place(output: Output) -> Path:
+    folder = output.folder()
+    check_place(folder)
+    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,13 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
-    output = Path(arguments.output or run.path / "mined")
+    output = Output(arguments.output or f"{run.where}/mined", mark=MINED)
     about = mine_run(run, config, output, arguments.depth, arguments.per_anchor, arguments.margin)
     if arguments.json:
         print(json.dumps(about))
     else:
         console().print(mined_table(about))
-        console().print(f"mined: {output}", soft_wrap=True)
+        console().print(f"mined: {output.where}", soft_wrap=True)
     return 0
 
 

@@ -3,14 +3,15 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from torchrec_mt.config import RunConfig, add_config_arguments, load_config
-from torchrec_mt.data.preparation import PreparedResult, check_output, check_schema, prepare
+from torchrec_mt.data.dataset import MANIFEST
+from torchrec_mt.data.preparation import PreparedResult, check_output, check_schema, prepare, relative_paths
 from torchrec_mt.data.sources import check_truth, materialise
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.dataset import dataset_tables
 from torchrec_mt.reporting.terminal import console, progress_bar, progress_console
+from torchrec_mt.storage import Output
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,9 +34,10 @@ def prepare_dataset(config: RunConfig, *, permutation_check: bool = False) -> Pr
         UserError: what can be told without a look at the data is told before anything is written.
     """
     dataset = config.dataset
-    output = Path(dataset.path)
     check_schema(dataset)
     check_truth(dataset.source, dataset)
+    target = Output(dataset.path, mark=MANIFEST)
+    output = target.folder()
     check_output(output)
     with progress_bar() as bar:
         task = bar.add_task("prepare", total=None, note="")
@@ -44,8 +46,8 @@ def prepare_dataset(config: RunConfig, *, permutation_check: bool = False) -> Pr
             bar.update(task, description=f"prepare: {stage}", completed=done, total=total)
 
         show("raw tables", 0, 1)
-        raw, fingerprint = materialise(dataset.source, output.with_name(f"{output.name}.raw"))
-        return prepare(
+        raw, fingerprint = materialise(dataset.source, output.with_name(f"{output.name}.raw"), relative_paths(dataset))
+        result = prepare(
             dataset,
             name=dataset.name,
             raw=raw,
@@ -54,6 +56,9 @@ def prepare_dataset(config: RunConfig, *, permutation_check: bool = False) -> Pr
             permutation_check=permutation_check,
             source_fingerprint=fingerprint,
         )
+        show("write", 0, 1)
+        target.push()
+        return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for table in dataset_tables(json.loads((result.dataset.path / "manifest.json").read_text())):
         console().print(table)
-    console().print(f"{'prepared' if result.fresh else 'unchanged, nothing to do:'} {result.dataset.path}")
+    console().print(f"{'prepared' if result.fresh else 'unchanged, nothing to do:'} {config.dataset.path}")
     return 0
 
 

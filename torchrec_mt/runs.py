@@ -22,11 +22,13 @@ import shutil
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torchrec_mt.errors import UserError
+from torchrec_mt.storage import is_url, local_copy
 
 MARK = "config.json"
 DATASET = "dataset.json"
@@ -37,6 +39,10 @@ _FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.j
 _FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "offending_batch")
 _EARLIER = ("model",)
 """What earlier versions wrote."""
+PARTS = (*_FILES, *(name for name in _FOLDERS if name != "checkpoints"))
+"""What a run and its copy at a URL have in common; checkpoints are written and read there directly."""
+READ_PARTS = (*_FILES, "evaluation")
+"""What of it a program needs that judges or uses its model."""
 _RECORDED = (
     "torch",
     "torchrec",
@@ -108,16 +114,18 @@ class RunFolder:
     Args:
         place: where the run is to be found.
         path: where its files are now; the same but while an earlier run has the place.
+        url: what `place` is the local copy of, if of anything.
     """
 
-    def __init__(self, place: str | Path, path: Path | None = None) -> None:
+    def __init__(self, place: str | Path, path: Path | None = None, *, url: str = "") -> None:
         self.place = Path(place)
         self.path = path or self.place
+        self.url = url.rstrip("/")
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, place: str | Path, *, overwrite: bool = False) -> "RunFolder":
-        """A place for a new run; nothing is written before `start`.
+    def create(cls, place: str | Path, *, overwrite: bool = False, url: str = "") -> "RunFolder":
+        """A place for a new run; nothing is written before `start`. Arguments as above.
 
         Raises:
             UserError: the place holds something that is no run; or a run, and it is not to be overwritten, or holds
@@ -125,13 +133,13 @@ class RunFolder:
         """
         if "\0" in str(place):
             raise UserError(f"--output {str(place)!r}: a path has no NUL in it")
-        place = Path(place)
+        place, where = Path(place), url or place
         if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-            return cls(place)
+            return cls(place, url=url)
         if not _is_run(place):
-            raise UserError(f"'{place}' exists and is no run folder of ours: give another --output, or move it away")
+            raise UserError(f"'{where}' exists and is no run folder of ours: give another --output, or move it away")
         if not overwrite:
-            raise UserError(f"'{place}' holds an earlier run: give another --output, or --overwrite to replace it")
+            raise UserError(f"'{where}' holds an earlier run: give another --output, or --overwrite to replace it")
         strange = _strange(place)
         if strange:
             shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
@@ -139,16 +147,20 @@ class RunFolder:
         if place.is_mount():
             raise UserError(f"'{place}' is a mount point, which cannot be replaced: give a folder in it as --output")
         real = place.resolve()
-        return cls(place, real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}"))
+        return cls(place, real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}"), url=url)
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunFolder":
-        """An existing run.
+    def open(cls, path: str | Path, *, parts: Sequence[str] = READ_PARTS) -> "RunFolder":
+        """An existing run, or the local copy of one that a URL names.
+
+        Args:
+            parts: what is fetched of it.
 
         Raises:
-            UserError: nothing there, or no run.
+            UserError: nothing there, or no run; the storage does not answer.
         """
-        run = cls(path)
+        url = str(path) if is_url(path) else ""
+        run = cls(local_copy(url, mark=MARK, parts=parts) if url else path, url=url)
         if not (run.path / MARK).is_file():
             raise UserError(
                 f"'{path}' is no run folder (no {MARK} in it): give the folder that `torchrec-mt train` wrote"
@@ -181,6 +193,11 @@ class RunFolder:
                 os.rename(earlier / name, real / name)
         for leftover in real.parent.glob(f"{glob.escape(_prefix(real))}*"):
             _remove_unless_in_use(leftover)
+
+    @property
+    def where(self) -> str:
+        """What a user calls it by."""
+        return self.url or str(self.place)
 
     @property
     def is_aside(self) -> bool:

@@ -138,7 +138,7 @@ class Entity:
     """A thing with an id and features.
 
     Args:
-        path: Parquet or CSV file, glob or folder, relative to the source's folder (or absolute).
+        path: Parquet or CSV file, glob or folder, relative to the source's folder (or absolute, or a URL).
         id: the id column; unique, never null.
     """
 

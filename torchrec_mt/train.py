@@ -28,7 +28,8 @@ from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime, runtime
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.terminal import TrainingProgress, console
-from torchrec_mt.runs import RunFolder, job, restarted
+from torchrec_mt.runs import MARK, PARTS, RunFolder, job, restarted
+from torchrec_mt.storage import Output, is_url
 from torchrec_mt.training.job import train
 from torchrec_mt.training.keeper import checkpoints_path, has_checkpoint
 from torchrec_mt.training.preemption import preemption
@@ -65,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from another run's best weights: rows of tables are found again by their value, so vocabularies "
         "may have grown",
     )
-    parser.add_argument("--output", help="the run folder to write; default runs/NAME")
+    parser.add_argument("--output", help="the run folder to write, or a URL such as s3://bucket/run; default runs/NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     return parser
@@ -118,11 +119,13 @@ def train_here(
     """
     dataset = PreparedDataset.open(config.dataset.path)
     dataset.check_declaration(config.dataset)
-    run, again = on_main(lambda: _place(config, run_path, overwrite=overwrite, resume=resume))
+    output = Output(run_path, mark=MARK, parts=PARTS)
+    run, again = on_main(lambda: _place(config, output, overwrite=overwrite, resume=resume))
     if again:
-        run.check_dataset(dataset.manifest.digest, config.dataset.path)
+        on_main(lambda: run.check_dataset(dataset.manifest.digest, config.dataset.path))
+    earlier = _earlier(init_from) if init_from else None
     with TrainingProgress(enabled=show and here.is_main) as progress:
-        return train(
+        outcome = train(
             run,
             dataset,
             config.dataset,
@@ -139,25 +142,30 @@ def train_here(
             runtime=here,
             seed=config.runtime.seed,
             progress=progress,
+            output=output,
             asked=asked,
             resume=again,
-            earlier=on_main(lambda: _earlier(init_from)) if init_from else None,
+            earlier=earlier,
         )
+    on_main(output.update)
+    return outcome
 
 
 def _earlier(path: str) -> Earlier:
-    run = RunFolder.open(path)
+    run = RunFolder.open(path, parts=PARTS)
     config = check_config(run.config_json(), where=path)
-    return Earlier(path=run.path, checkpoints=checkpoints_path(config.checkpoint, run.path))
+    return Earlier(path=run.path, checkpoints=checkpoints_path(config.checkpoint, run), url=run.url)
 
 
-def _place(config: RunConfig, path: str, *, overwrite: bool, resume: bool) -> tuple[RunFolder, bool]:
+def _place(config: RunConfig, output: Output, *, overwrite: bool, resume: bool) -> tuple[RunFolder, bool]:
     """The run folder, and whether to go on with what is in it: asked for, or a launcher's next try of the same job."""
+    path, place = output.where, output.folder()
+    run = RunFolder(place, url=path if is_url(path) else "")
     if resume:
-        return RunFolder.open(path), True
-    again = restarted(path)
-    if again and has_checkpoint(config.checkpoint, RunFolder.open(path).path):
-        run = RunFolder.open(path)
+        RunFolder.open(place)
+        return run, True
+    again = restarted(place)
+    if again and has_checkpoint(config.checkpoint, run):
         changed = changed_keys(run.config_json(), config, but=_RESUMED)
         if changed:
             raise UserError(
@@ -165,7 +173,7 @@ def _place(config: RunConfig, path: str, *, overwrite: bool, resume: bool) -> tu
                 "differ): give another --output, or its own config to go on with it"
             )
         return run, True
-    return RunFolder.create(path, overwrite=overwrite or again), False
+    return RunFolder.create(place, overwrite=overwrite or again, url=run.url), False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

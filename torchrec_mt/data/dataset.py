@@ -36,6 +36,7 @@ from torchrec_mt.data.links import Links
 from torchrec_mt.data.opening import Mapped, reading
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema
+from torchrec_mt.storage import local_copy
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -179,12 +180,12 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, path: str | Path) -> "PreparedDataset":
-        """Opens a folder.
+        """Opens a folder, or the local copy of one that a URL names.
 
         Raises:
             UserError: no such folder, no whole dataset in it, or one of another format.
         """
-        path = Path(path)
+        path = Path(local_copy(str(path), mark=MANIFEST))
         if not (path / MANIFEST).is_file():
             raise UserError(f"no prepared dataset at '{path}': run `torchrec-mt prepare` with the same config first")
         with reading(path / MANIFEST, _remedy(path)):

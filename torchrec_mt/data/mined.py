@@ -17,6 +17,7 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.links import Links, write_links
 from torchrec_mt.data.opening import reading
 from torchrec_mt.errors import UserError
+from torchrec_mt.storage import local_copy
 
 MARK = "mined.json"
 
@@ -37,12 +38,13 @@ class MinedFolder:
     about: Mapping[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> "MinedFolder":
-        """Opens a folder.
+    def open(cls, path: str | Path) -> "MinedFolder":
+        """Opens a folder, or the local copy of one that a URL names.
 
         Raises:
             UserError: nothing there, or no whole folder of mined negatives.
         """
+        path = Path(local_copy(str(path), mark=MARK))
         if not (path / MARK).is_file():
             there = f"; there are some in '{path / 'mined'}'" if (path / "mined").is_dir() else ""
             raise UserError(

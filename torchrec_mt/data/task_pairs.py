@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -189,5 +188,5 @@ def _open_list(dataset: PreparedDataset, task: str, source: NegativeSource) -> L
                 )
             return links
         case Mined(path=path):
-            return MinedFolder.open(Path(path)).of_task(dataset, task)
+            return MinedFolder.open(path).of_task(dataset, task)
     raise AssertionError(source)

@@ -20,11 +20,19 @@ from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.schema import Schema
+from torchrec_mt.storage import Output
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
-from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path, newest_checkpoint
+from torchrec_mt.training.keeper import (
+    CheckpointConfig,
+    Keeper,
+    checkpoints_path,
+    newest_checkpoint,
+    remove_checkpoints,
+)
+from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.objective import Objective, TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.run_state import Restored, RunState
@@ -62,6 +70,7 @@ def train(
     runtime: Runtime,
     seed: int,
     progress: Progress,
+    output: Output,
     asked: Callable[[], bool] = lambda: False,
     resume: bool = False,
     earlier: Earlier | None = None,
@@ -69,9 +78,11 @@ def train(
     """Trains into the run folder, on every rank. Returns what happened.
 
     Nothing is written before all is known to fit. A run that replaces an earlier one takes its place with its first
-    checkpoint; if it fails before, the earlier one is as it was.
+    checkpoint; if it fails before, the earlier one is as it was. The copy of a URL takes its place there right before
+    its first checkpoint, which goes to the URL by itself, as all of them do.
 
     Args:
+        output: what pushes the run folder to its URL.
         asked: whether this rank was asked to end. resume: go on from the newest whole checkpoint of the run.
         earlier: a new run starts from this one's weights.
 
@@ -82,7 +93,7 @@ def train(
     _check_mined(negatives, run)
     on_main(lambda: check_tracking(trainer_config.tracking))
     weights = static_weights(balancing, list(schema.trained_tasks))
-    store = CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
+    store = CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
     reader = Reader(
         reader_config,
         dataset,
@@ -124,7 +135,7 @@ def train(
         progress.started(describe(origin))
 
     after = restored.step if restored else 0
-    tags = {"dataset_digest": dataset.manifest.digest, "run": str(run.place.resolve()), **versions()}
+    tags = {"dataset_digest": dataset.manifest.digest, "run": run.url or str(run.place.resolve()), **versions()}
     with (
         _telling_how_to_go_on(run, checkpoint),
         writing(run, config_json, dataset, plan, runtime, after=after, origin=origin) as log,
@@ -133,14 +144,26 @@ def train(
 
         def moved() -> CheckpointStore:
             take_place(run, log)
-            return CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
+            return CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
+
+        at_url = resume
+
+        def push() -> None:
+            """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
+            nonlocal at_url
+            if not at_url:
+                _begin_at_url(run, log, checkpoint, output)
+            else:
+                on_main(output.try_update)
+            at_url = True
 
         keeper = Keeper(
             checkpoint,
             state,
             store,
             good=restored.good if restored else (),
-            moved=moved if run.is_aside else None,
+            before=push if run.url else lambda: None,
+            moved=moved if run.is_aside and not run.url else None,
         )
         collator = Collator(dataset)
         trainer = Trainer(
@@ -170,10 +193,18 @@ def train(
         return _end(run, taken.step, taken.stop, interrupted=taken.interrupted)
 
 
+def _begin_at_url(run: RunFolder, log: MetricsLog | None, config: CheckpointConfig, output: Output) -> None:
+    """A new run takes its place in the local copy and at the URL. A reader meets one run or none, never a mixture."""
+    if run.is_aside:
+        take_place(run, log)
+    on_main(lambda: remove_checkpoints(config, run))
+    on_main(output.push)
+
+
 def _end(run: RunFolder, step: int, stop: EarlyStop, *, interrupted: bool = False) -> dict[str, object]:
     """How far a run has come, and says so in its folder."""
     outcome = {
-        "run": str(run.place),
+        "run": run.where,
         "steps": step,
         "best_step": stop.best_step,
         "best": stop.best if math.isfinite(stop.best) else None,
@@ -221,15 +252,17 @@ def _tell(restored: Restored, progress: Progress) -> None:
 def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
     """Refuses to replace the run whose mined negatives it is trained with."""
     for source in [source for sources in (negatives.sources, *negatives.tasks.values()) for source in sources]:
-        if (
-            run.is_aside
-            and isinstance(source, Mined)
-            and Path(source.path).resolve().is_relative_to(run.place.resolve())
-        ):
+        if run.is_aside and isinstance(source, Mined) and _is_in(run, source.path):
             raise UserError(
-                f"the run in '{run.place}' would be replaced with its mined negatives, '{source.path}', which this "
+                f"the run in '{run.where}' would be replaced with its mined negatives, '{source.path}', which this "
                 "training takes: give another --output"
             )
+
+
+def _is_in(run: RunFolder, path: str) -> bool:
+    if run.url:
+        return path.startswith(f"{run.url}/")
+    return Path(path).resolve().is_relative_to(run.place.resolve())
 
 
 @contextmanager
@@ -239,10 +272,10 @@ def _telling_how_to_go_on(run: RunFolder, config: CheckpointConfig) -> Iterator[
         with telling_lost_ranks():
             yield
     except UserError as error:
-        newest = None if run.is_aside else newest_checkpoint(config, run.path)
+        newest = None if run.is_aside else newest_checkpoint(config, run)
         if newest is None:
             raise
         raise UserError(
-            f"{error}; the newest checkpoint is '{newest}', `torchrec-mt train --resume {run.place}` goes on from it",
+            f"{error}; the newest checkpoint is '{newest}', `torchrec-mt train --resume {run.where}` goes on from it",
             exit_code=error.exit_code,
         ) from None

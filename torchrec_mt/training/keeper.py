@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_mt.errors import within
+from torchrec_mt.runs import RunFolder
+from torchrec_mt.storage import StorageError
 from torchrec_mt.training.checkpoints.files import Files
 from torchrec_mt.training.checkpoints.shelf import Shelf
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.early_stop import EarlyStop
 from torchrec_mt.training.run_state import Good, RunState
 
+_FOLDER = "checkpoints"
 BEST, LAST = "best", "last"
 """Marks of the checkpoints that programs ask for: at the best validation, and at the end."""
 
@@ -38,22 +41,30 @@ class CheckpointConfig:
         within(self, 1, 1_000_000, "keep", "keep_best")
 
 
-def checkpoints_path(config: CheckpointConfig, run_path: Path) -> str | Path:
-    """Where a run's checkpoints are."""
-    return config.folder or run_path / "checkpoints"
+def checkpoints_path(config: CheckpointConfig, run: RunFolder) -> str | Path:
+    """Where a run's checkpoints are; those of a run at a URL are there too, its local copy has none."""
+    if config.folder:
+        return config.folder
+    return f"{run.url}/{_FOLDER}" if run.url else run.path / _FOLDER
 
 
-def has_checkpoint(config: CheckpointConfig, run_path: Path) -> bool:
+def has_checkpoint(config: CheckpointConfig, run: RunFolder) -> bool:
     """Whether there is anything to go on from; asked on the main rank."""
-    return Shelf(Files(checkpoints_path(config, run_path)), 1).entries() != []
+    return Shelf(Files(checkpoints_path(config, run)), 1).entries() != []
 
 
-def newest_checkpoint(config: CheckpointConfig, run_path: Path) -> str | None:
+def remove_checkpoints(config: CheckpointConfig, run: RunFolder) -> None:
+    """Makes room for those of a new run in the place of an earlier one; asked on the main rank."""
+    if not config.folder:
+        Shelf(Files(checkpoints_path(config, run)), 1).clear()
+
+
+def newest_checkpoint(config: CheckpointConfig, run: RunFolder) -> str | None:
     """The path of the newest, as far as commit files tell; asked on any rank, also where others are gone."""
-    files = Files(checkpoints_path(config, run_path))
     try:
+        files = Files(checkpoints_path(config, run))
         folders = [entry.folder for entry in Shelf(files, 1).entries() if entry.commit]
-    except OSError:
+    except (OSError, StorageError):
         return None
     return files.where(folders[0]) if folders else None
 
@@ -63,6 +74,7 @@ class Keeper:
 
     Args:
         store: of the run folder as it lies now. good: what has the marks of good validations so far.
+        before: called before every checkpoint.
         moved: the store of the run folder once it has taken its place, called after the first checkpoint; None where it
             lies there already.
     """
@@ -74,9 +86,10 @@ class Keeper:
         store: CheckpointStore,
         *,
         good: Iterable[Good] = (),
+        before: Callable[[], None] = lambda: None,
         moved: Callable[[], CheckpointStore] | None = None,
     ) -> None:
-        self._config, self._state, self._store, self._moved = config, state, store, moved
+        self._config, self._state, self._store, self._before, self._moved = config, state, store, before, moved
         self._good = list(good)
 
     def is_due(self, step: int) -> bool:
@@ -92,6 +105,7 @@ class Keeper:
         Raises:
             UserError: on every rank; it cannot be written, or the one before, in the background, could not.
         """
+        self._before()
         marks = self._marks_of(step, value) if value is not None else []
         if step == stop.best_step:
             marks.append(BEST)

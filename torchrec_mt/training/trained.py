@@ -46,7 +46,7 @@ def load_run_model(
         batch_rows=4096,
         table_rate=0.0,
     )
-    store = CheckpointStore(checkpoints_path(checkpoint, run.path), keep=checkpoint.keep)
+    store = CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
     try:
         load_weights(model, store, which)
     finally:

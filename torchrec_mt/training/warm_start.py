@@ -31,10 +31,11 @@ _BLOCK_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """The run that another starts from: its folder, and where its checkpoints are."""
+    """The run that another starts from: its folder, where its checkpoints are, and its URL if it has one."""
 
     path: Path
     checkpoints: str | Path
+    url: str = ""
 
 
 def warm_start(
@@ -74,7 +75,7 @@ def warm_start(
     if optimizers.average:
         optimizers.average.start_over()
     return {
-        "run": str(earlier.path),
+        "run": earlier.url or str(earlier.path),
         "checkpoint": found.path,
         "step": found.step,
         "tables": on_main(lambda: _counts(dataset, earlier, saved, report)),

@@ -167,7 +167,7 @@ def test_what_cannot_be_saved(kept: Kept) -> None:
 
 
 def test_an_unknown_file_system(here: Runtime) -> None:
-    with pytest.raises(UserError, match="checkpoints cannot go to 'nowhere://x'"):
+    with pytest.raises(UserError, match="'nowhere://x': nowhere:// is no kind of storage"):
         CheckpointStore("nowhere://x", keep=1)
 
 

@@ -1,6 +1,7 @@
 """Where raw tables come from: plain files, public data sets, a synthetic shop. Each ends as a folder of raw tables."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from torchrec_mt.data.sources.icecat import Icecat, write_icecat
 from torchrec_mt.data.sources.synthetic_shop import SyntheticShop, check_synthetic_shop, write_synthetic_shop
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema, TimeSplit
+from torchrec_mt.storage import fetch, is_url
 
 Source = Files | SyntheticShop | BundleRec | CompleteJourney | Icecat
 
@@ -42,15 +44,20 @@ def _same_moment(found: str | float | None, wanted: datetime) -> bool:
         return False
 
 
-def materialise(source: Source, folder: Path) -> tuple[Path, str]:
+def materialise(source: Source, folder: Path, paths: Sequence[str]) -> tuple[Path, str]:
     """The folder of a source's raw tables, made in `folder` where they do not lie ready; and the source as text.
 
     Making them again from an unchanged source does nothing.
+
+    Args:
+        paths: what is read of them, relative to the folder: all that is fetched where it is a URL.
 
     Raises:
         UserError: files that are missing or are not what the source needs.
     """
     match source:
+        case Files(root=root) if is_url(root):
+            return fetch(root, parts=paths), "files"
         case Files(root=root):
             if not Path(root).is_dir():
                 raise UserError(f"dataset.source.root = '{root}' is no folder")

@@ -6,7 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Your own tables: Parquet or CSV files under `root`, named by the schema's relative paths."""
+    """Your own tables: Parquet or CSV files under `root` (a folder or a URL), named by the schema's
+    relative paths."""
 
     kind: Literal["files"]
     root: str

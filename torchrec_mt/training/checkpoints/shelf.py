@@ -9,6 +9,7 @@ the commit file is replaced at once.
 from dataclasses import dataclass
 
 from torchrec_mt.errors import UserError
+from torchrec_mt.storage import StorageError
 from torchrec_mt.training.checkpoints.commit import (
     COMMIT,
     Commit,
@@ -64,6 +65,8 @@ class Shelf:
             return None
         try:
             return Entry(folder=folder, commit=read_commit(self._files, folder))
+        except StorageError:  # says nothing about the checkpoint
+            raise
         except UserError as error:
             damaged = isinstance(error, DamagedCheckpointError)
             return Entry(folder=folder, commit=None, problem=str(error), damaged=damaged)
@@ -145,7 +148,16 @@ class Shelf:
                 marked |= new
         for entry in reversed(entries):
             if entry.folder not in kept and (entry.commit or entry.damaged):
-                self._files.remove_file(f"{entry.folder}/{COMMIT}")  # first: from here on it does not count
-                self._files.sync(entry.folder)
-                self._files.remove_folder(entry.folder)
+                self._remove(entry.folder)
         self._files.sync()
+
+    def clear(self) -> None:
+        """Removes all checkpoints, the oldest first."""
+        for entry in reversed(self.entries()):
+            self._remove(entry.folder)
+        self._remove_leftovers()
+
+    def _remove(self, folder: str) -> None:
+        self._files.remove_file(f"{folder}/{COMMIT}")  # first: from here on it does not count
+        self._files.sync(folder)
+        self._files.remove_folder(folder)

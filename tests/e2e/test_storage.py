@@ -229,6 +229,25 @@ def test_two_ranks_of_a_machine_share_a_copy(
     assert json.loads((fetch("s3://shop/runs/two", mark="config.json") / "training.json").read_text())["steps"] == 4
 
 
+def test_machines_that_train_together_share_nothing_else(
+    remote: dict[str, Any], root: Path, machine: Machine, tmp_path: Path
+) -> None:
+    machine("of rank ")
+    program = tmp_path / "train.py"
+    program.write_text(
+        "import os\nfrom torchrec_mt.errors import run_program\nfrom torchrec_mt.train import main\n"
+        "os.environ['TORCHREC_MT_CACHE'] += os.environ['RANK']\nrun_program(main)\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    settings = arguments(root, f"dataset.path={DATA}", "trainer.steps=2", "trainer.validations=1")
+    run = "s3://shop/runs/apart"
+    for command in ([*settings, "--output", run], ["--resume", run, "--set=trainer.steps=4"]):
+        done = subprocess.run([*launch, *command, "--json"], capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["steps"] == 4
+    assert kept(run).keys() == {"step-0000000002", "step-0000000004"}
+
+
 def test_where_nothing_can_be_written_nothing_is_trained(
     root: Path, machine: Machine, capsys: pytest.CaptureFixture[str], proxy: Proxy
 ) -> None:

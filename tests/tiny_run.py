@@ -19,6 +19,7 @@ from torchrec_mt.data.dataset import MANIFEST, declaration_json, manifest_to_jso
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.train import train_here
+from torchrec_mt.training.preemption import preemption
 from torchrec_mt.training.step import Steps
 
 BASE: dict[str, Any] = {
@@ -91,9 +92,11 @@ def train_with_stops(
     """
     config, path = tiny_config(folder / "data", "checkpoint.every=2", *overrides), str(folder / run)
     for number, (how, at) in enumerate(stops):
-        with stopping(how, at):
+        with stopping(how, at), preemption() as noted:
             try:
-                outcome = train_here(config, path, here(), resume=resume or number > 0, show=False)
+                outcome = train_here(
+                    config, path, here(), resume=resume or number > 0, show=False, asked=lambda: noted.asked
+                )
             except StoppedError:
                 continue
             assert outcome["interrupted"], f"{run} was not stopped at {at}"

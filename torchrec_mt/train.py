@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--resume goes on with the run as it is: leave out --output, --overwrite and --init-from")
         run_path = arguments.resume
         check_keys(arguments.overrides, _RESUMED)
-        settled = RunFolder.open(run_path).config_json()
+        settled = RunFolder.open(run_path, parts=PARTS).config_json()
         config = check_config(apply_overrides(settled, arguments.overrides), where=run_path)
     else:
         config = load_config(arguments.config, arguments.overrides)

@@ -225,8 +225,12 @@ def test_two_ranks_of_a_machine_share_a_copy(
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["run"] == "s3://shop/runs/two"
     assert proxy.count("GET", "prepared/debug/manifest.json") == 1
+    machine("two ranks again")
+    command = [*launch, "-m", "torchrec_mt.train", "--resume", "s3://shop/runs/two", "--set=trainer.steps=6", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     machine("evaluating")
-    assert json.loads((fetch("s3://shop/runs/two", mark="config.json") / "training.json").read_text())["steps"] == 4
+    assert json.loads((fetch("s3://shop/runs/two", mark="config.json") / "training.json").read_text())["steps"] == 6
 
 
 def test_machines_that_train_together_share_nothing_else(

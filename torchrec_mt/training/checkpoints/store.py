@@ -105,7 +105,7 @@ class CheckpointStore:
             self._write(writer, dict(tensors))
 
     def reserve(self, tensors: Tensors) -> None:
-        """Takes the memory that saves of such tensors in the background need, so that the first need not wait for it."""
+        """Takes the memory that background saves of such tensors need, so that the first does not wait for it."""
         self._staging.copy(tensors)
 
     def finish(self) -> None:

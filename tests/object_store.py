@@ -45,7 +45,7 @@ def s3_server() -> Iterator[int]:
 
 @dataclass
 class Fault:
-    """What befalls the next `times` requests of a method whose path and query match.
+    """What befalls the next `times` requests of a method whose path and query match, the first `after` left out.
 
     Args:
         what: an HTTP status, "refuse" (no answer at all) or "cut" (the answer breaks off in its middle).
@@ -55,6 +55,7 @@ class Fault:
     path: str
     what: int | str
     times: int = 1
+    after: int = 0
 
 
 class Proxy(ThreadingHTTPServer):
@@ -79,6 +80,9 @@ class Proxy(ThreadingHTTPServer):
             self.asked.append((method, path))
             for fault in self.faults:
                 if fault.times and fault.method == method and re.search(fault.path, path):
+                    if fault.after:
+                        fault.after -= 1
+                        continue
                     fault.times -= 1
                     return fault.what
         return None

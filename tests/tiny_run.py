@@ -19,7 +19,7 @@ from torchrec_mt.data.dataset import MANIFEST, declaration_json, manifest_to_jso
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.train import train_here
-from torchrec_mt.training.trainer import Trainer
+from torchrec_mt.training.step import Steps
 
 BASE: dict[str, Any] = {
     "reader": {"batch_size": 60},
@@ -62,16 +62,16 @@ class StoppedError(Exception):
 @contextmanager
 def stopping(how: str, at: int) -> Iterator[None]:
     """Within, a run is stopped at a step: asked to end after it ("term"), or failing before it is taken ("fail")."""
-    step_of = Trainer.step
+    step_of = Steps.step
 
-    def step(self: Trainer, batches: Any, step: int, **named: Any) -> Any:
+    def step(self: Steps, batches: Any, step: int, **named: Any) -> Any:
         if step + 1 == at and how == "term" and dist.get_rank() == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         elif step == at and how == "fail":
             raise StoppedError
         return step_of(self, batches, step, **named)
 
-    with patch.object(Trainer, "step", step):
+    with patch.object(Steps, "step", step):
         yield
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.object_store import Fault, Proxy, contents, make_bucket, only_here, s3_behind_proxy
 from tests.raw_shop import make_schema, write_raw
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from tests.tiny_run import StoppedError, stopping
 from torchrec_mt.compare import main as compare
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.preparation import prepare, relative_paths
@@ -23,11 +24,14 @@ from torchrec_mt.errors import exit_code_of
 from torchrec_mt.evaluate import main as evaluate
 from torchrec_mt.mine import main as mine
 from torchrec_mt.prepare import main as prepare_program
+from torchrec_mt.runs import PARTS
 from torchrec_mt.storage import fetch, file_system, push
 from torchrec_mt.train import main as train
+from torchrec_mt.training.checkpoints.commit import read_commit
+from torchrec_mt.training.checkpoints.files import Files as CheckpointFiles
 
 DATA, RUN = "s3://shop/prepared/debug", "s3://shop/runs/one"
-SHORT = ("trainer.steps=12", "trainer.validations=2", "trainer.validation_anchors=50")
+SHORT = ("trainer.steps=12", "trainer.validations=2", "trainer.validation_anchors=50", "checkpoint.every=4")
 Machine = Callable[[str], None]
 
 
@@ -63,7 +67,7 @@ def machine(proxy: Proxy, machines: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
 
 @pytest.fixture(scope="module")
 def remote(root: Path, proxy: Proxy, machines: Path) -> dict[str, Any]:
-    """The debug shop prepared on one machine, and a short run trained on another; what the programs printed."""
+    """The debug shop prepared on one machine, a short run trained on another and to its end on a third."""
     printed: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         only_here(patch, proxy, machines / "preparing")
@@ -71,9 +75,16 @@ def remote(root: Path, proxy: Proxy, machines: Path) -> dict[str, Any]:
         assert prepare_program(arguments(root, f"dataset.path={DATA}")) == 0
         only_here(patch, proxy, machines / "training")
         proxy.faults = [Fault("GET", "manifest.json", 500), Fault("GET", "prepared/debug/store", "cut", 2)]
-        proxy.faults += [Fault("PUT", "runs/one/model", 429), Fault("GET", "list-type", 503)]
-        assert train([*arguments(root, f"dataset.path={DATA}", *SHORT), "--output", RUN]) == 0
+        proxy.faults += [Fault("PUT", "checkpoints/step-0000000004/rank", 429, 2), Fault("GET", "list-type", 503)]
+        proxy.faults += [Fault("PUT", "checkpoints/step-0000000006/checkpoint.json", "refuse", 2)]
+        with stopping("term", 8):
+            assert train([*arguments(root, f"dataset.path={DATA}", *SHORT), "--output", RUN]) == 0
         printed["faults left"] = sum(fault.times for fault in proxy.faults)
+        only_here(patch, proxy, machines / "resuming")
+        proxy.faults = [Fault("GET", "checkpoints/step-0000000008/rank", "cut"), Fault("HEAD", "checkpoints", 500, 2)]
+        proxy.faults += [Fault("POST", "delete", 503), Fault("GET", "checkpoints/step-0000000008/state", "cut")]
+        assert train(["--resume", RUN]) == 0
+        printed["faults left"] += sum(fault.times for fault in proxy.faults)
     return printed
 
 
@@ -94,6 +105,23 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if "ms/" not in key and "second" not in key} for line in lines]
 
 
+def kept(run: str) -> dict[str, Any]:
+    """By checkpoint of a run: its marks and the checksums of its tensors."""
+    folder, found = CheckpointFiles(f"{run}/checkpoints"), {}
+    for name in folder.names():
+        commit = read_commit(folder, name)
+        tensors = sorted(file.xxh3_128 for rank, file in commit.files.items() if rank.startswith("rank-"))
+        found[name] = (commit.marks, tensors)
+    return found
+
+
+def objects(folder: str) -> dict[str, str]:
+    """What lies below it in the bucket, each with its tag."""
+    files = file_system(RUN)[0]
+    files.invalidate_cache()
+    return {name: about["ETag"] for name, about in files.find(f"shop/{folder}", detail=True).items()}
+
+
 def test_the_same_dataset_run_and_judgement_as_on_a_disk(
     remote: dict[str, Any],
     local: Path,
@@ -106,9 +134,11 @@ def test_the_same_dataset_run_and_judgement_as_on_a_disk(
     assert remote["faults left"] == 0
     machine("looking")
     assert PreparedDataset.open(DATA).manifest.digest == PreparedDataset.open(root / "debug").manifest.digest
-    assert losses(fetch(RUN)) == losses(local)
+    assert losses(fetch(RUN, parts=PARTS)) == losses(local)
+    assert not (fetch(RUN, parts=PARTS) / "checkpoints").exists(), "they lie at the URL only"
+    assert kept(RUN) == kept(str(local))
     machine("evaluating")
-    proxy.faults = [Fault("GET", "runs/one/model", "cut"), Fault("PUT", "evaluation", 503)]
+    proxy.faults = [Fault("GET", "runs/one/checkpoints/.*rank", "cut"), Fault("PUT", "evaluation", 503)]
     capsys.readouterr()
     assert evaluate([RUN, "--json"]) == 0
     far = json.loads(capsys.readouterr().out)
@@ -121,7 +151,7 @@ def test_the_same_dataset_run_and_judgement_as_on_a_disk(
     proxy.asked.clear()
     assert compare([RUN, str(local), "--json"]) == 0
     assert proxy.count("GET", "runs/one/evaluation/.*parquet") == 1
-    assert proxy.count("GET", "runs/one/model") == 0, "more than is needed was fetched"
+    assert proxy.count("GET", "runs/one/checkpoints") == 0, "more than is needed was fetched"
     compared = json.loads(capsys.readouterr().out)
     assert compared["tasks"]
     assert all(not row["difference"] for task in compared["tasks"].values() for row in task["metrics"].values())
@@ -134,7 +164,8 @@ def test_the_same_dataset_run_and_judgement_as_on_a_disk(
     machine("training on what was mined")
     sources = f"negatives.sources=[{{kind='in_batch'}},{{kind='mined',path='{RUN}/mined',count=8}}]"
     command = arguments(root, f"dataset.path={DATA}", "trainer.steps=1", sources)
-    assert train([*command, "--output", str(tmp_path / "run")]) == 0
+    assert train([*command, "--output", str(tmp_path / "run"), "--init-from", RUN]) == 0
+    assert json.loads((tmp_path / "run/init.json").read_text())["run"] == RUN
     assert contents(fetch(f"{RUN}/mined")) == contents(local / "mined")
 
 
@@ -142,19 +173,45 @@ def test_an_earlier_run_stays_unless_it_may_go(
     remote: dict[str, Any], root: Path, machine: Machine, capsys: pytest.CaptureFixture[str], proxy: Proxy
 ) -> None:
     machine("training again")
-    command = [*arguments(root, f"dataset.path={DATA}", "trainer.steps=2", "trainer.validations=1"), "--output", RUN]
+    command = [*arguments(root, f"dataset.path={DATA}", "trainer.steps=2", "trainer.validations=2"), "--output", RUN]
     assert exit_code_of(lambda: train(command)) == 2
     assert "holds an earlier run: give another --output, or --overwrite" in capsys.readouterr().err
     assert proxy.count("PUT") == proxy.count("DELETE") == 0
-    # A push that fails on the way is made up for at the end.
-    proxy.faults = [Fault("PUT", "runs/one/metrics.jsonl", 403)]
+    # The first push must not fail, and until then the earlier run is as it was.
+    before = objects("runs/one")
+    proxy.faults = [Fault("HEAD", "checkpoints/step-0000000008/checkpoint.json", 403)]
+    assert exit_code_of(lambda: train([*command, "--overwrite"])) == 2
+    assert "no right to it, the server said 403" in capsys.readouterr().err
+    assert objects("runs/one") == before
+    # One that fails on the way is made up for at the end.
+    proxy.faults = [Fault("PUT", "runs/one/metrics.jsonl", 403, after=1)]
     assert exit_code_of(lambda: train([*command, "--overwrite"])) == 0
+    assert sum(fault.times for fault in proxy.faults) == 0
     assert "warning: not written now, but tried again later: 's3://shop/runs/one/" in capsys.readouterr().err
     machine("evaluating")  # it has a copy of the earlier run, and its judgement
     run = fetch(RUN, mark="config.json")
     assert json.loads((run / "training.json").read_text())["steps"] == 2
     assert not (run / "evaluation").exists()
     assert not file_system(RUN)[0].exists("shop/runs/one/mined")
+    assert kept(RUN).keys() == {"step-0000000001", "step-0000000002"}
+
+
+def test_the_next_try_of_a_job_goes_on_on_another_machine(
+    remote: dict[str, Any], root: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, proxy: Proxy
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a-job")
+    settings = ("trainer.steps=6", "trainer.validations=1", "trainer.validation_anchors=50", "checkpoint.every=2")
+    command = [*arguments(root, f"dataset.path={DATA}", *settings), "--output", "s3://shop/runs/tried"]
+    machine("first try")
+    with stopping("fail", 5), pytest.raises(StoppedError):
+        train(command)
+    machine("next try")
+    assert train(command) == 0
+    assert proxy.count("GET", "tried/checkpoints/step-0000000004/rank") > 0
+    assert "step-0000000006" in kept("s3://shop/runs/tried")
+    machine("looking")
+    run = fetch("s3://shop/runs/tried", mark="config.json")
+    assert json.loads((run / "training.json").read_text())["steps"] == 6
 
 
 def test_two_ranks_of_a_machine_share_a_copy(

@@ -20,7 +20,7 @@ from tests.ranks import run_on_ranks
 from tests.shop import shared_root
 from tests.tiny_run import logged, train_with_stops, write_tiny_dataset
 from torchrec_mt.batch import Batch
-from torchrec_mt.training.trainer import Metrics, Trainer
+from torchrec_mt.training.trainer import Metrics, Steps
 
 # Four groups of processes, one after the other.
 pytestmark = pytest.mark.timeout(900)
@@ -49,16 +49,16 @@ def train(folder: str, runs: list[tuple[str, str]]) -> dict[str, Read]:
 
 def train_one(folder: Path, run: str, part: str) -> Read:
     read: Read = {}
-    step_of = Trainer.train_step
+    step_of = Steps.train_step
 
-    def train_step(self: Trainer, batch: Batch, step: int) -> Metrics:
+    def train_step(self: Steps, batch: Batch, step: int) -> Metrics:
         read[str(step + 1)] = {
             name: [pairs.anchor_id_B.tolist(), pairs.candidate_id_B.tolist()] for name, pairs in batch.pairs.items()
         }
         return step_of(self, batch, step)
 
     stops = (("term", STOPPED_AT),) if part == "stopped" else ()
-    with patch.object(Trainer, "train_step", train_step):
+    with patch.object(Steps, "train_step", train_step):
         train_with_stops(folder, run, OVERRIDES, stops, resume=part == "resumed", finish=part != "stopped")
     return read
 

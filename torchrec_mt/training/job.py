@@ -195,9 +195,9 @@ def train(
 
 def _begin_at_url(run: RunFolder, log: MetricsLog | None, config: CheckpointConfig, output: Output) -> None:
     """A new run takes its place in the local copy and at the URL. A reader meets one run or none, never a mixture."""
+    on_main(lambda: remove_checkpoints(config, run))
     if run.is_aside:
         take_place(run, log)
-    on_main(lambda: remove_checkpoints(config, run))
     on_main(output.push)
 
 

@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
     names = {path.name for path in run.iterdir()}
     assert {"config.json", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names
     kept = [json.loads(file.read_text()) for file in (run / "checkpoints").glob("step-*/checkpoint.json")]
-    assert {mark for commit in kept for mark in commit["marks"]} == {"best", "last"}
+    assert {mark for commit in kept for mark in commit["marks"]} == {"best", "good-1", "last"}
     plan = json.loads((run / "plan.json").read_text())
     assert {key.rpartition(".")[2] for key in plan} == {"tokens", "product_id", "category", "brand"}
 

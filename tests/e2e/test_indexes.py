@@ -102,7 +102,7 @@ def test_what_the_run_has_settled(run: Path, capsys: pytest.CaptureFixture[str])
 def test_what_is_no_run_or_has_no_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of(lambda: indexes([str(tmp_path)])) == 2
     assert "is no run folder" in said(capsys)
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model", "evaluation"))
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "evaluation"))
     assert exit_code_of(lambda: indexes([str(tmp_path / "run")])) == 2
-    assert "no model at" in said(capsys)
+    assert "no checkpoint under" in said(capsys)
     assert not (tmp_path / "run/evaluation").exists()

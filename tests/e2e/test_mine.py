@@ -170,9 +170,9 @@ def test_folders_that_are_not_ours(run: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_run_without_a_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model", "mined"))
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "mined"))
     assert exit_code_of(lambda: mine([str(tmp_path / "run")])) == 2
-    assert "no model at" in said(capsys)
+    assert "no checkpoint under" in said(capsys)
     assert not (tmp_path / "run/mined").exists()
 
 

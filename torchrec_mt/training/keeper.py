@@ -122,6 +122,7 @@ class Keeper:
         if self._moved:
             self._store.close()
             self._store, self._moved = self._moved(), None
+            self._reserve()
 
     def _marks_of(self, step: int, value: float) -> list[str]:
         """The mark of one of the best validations, the very best included: a free one, or that of the worst."""
@@ -136,6 +137,10 @@ class Keeper:
         self._good.append(Good(value, step, mark))
         return [mark]
 
+    def _reserve(self) -> None:
+        if self._config.background and not self._moved:
+            self._store.reserve(self._state.tensors())
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Around the training: waits at its end for what is being written, also where it fails.
@@ -143,6 +148,7 @@ class Keeper:
         Raises:
             UserError: on every rank; it cannot be written.
         """
+        self._reserve()
         try:
             yield
         except BaseException:

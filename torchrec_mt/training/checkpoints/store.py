@@ -104,6 +104,10 @@ class CheckpointStore:
         else:
             self._write(writer, dict(tensors))
 
+    def reserve(self, tensors: Tensors) -> None:
+        """Takes the memory that background saves of such tensors need, so that the first does not wait for it."""
+        self._staging.copy(tensors)
+
     def finish(self) -> None:
         """Waits for a save in the background.
 

@@ -15,6 +15,7 @@ from torchrec_mt.data.opening import Mapped
 from torchrec_mt.data.reader import Reader
 from torchrec_mt.training import job
 from torchrec_mt.training.objective import Objective
+from torchrec_mt.training.step import Steps
 from torchrec_mt.training.trainer import Trainer
 
 
@@ -33,7 +34,7 @@ def _in_step(step: int, act: Callable[[], None]) -> None:
     """Acts when the gradients of a step are there, and the weights are not yet changed (those of tables are)."""
     now = 0
 
-    def begin(trainer: Trainer, before: int) -> None:
+    def begin(steps: Steps, before: int) -> None:
         nonlocal now
         now = before + 1
 
@@ -41,8 +42,8 @@ def _in_step(step: int, act: Callable[[], None]) -> None:
         if now == step:
             act()
 
-    _before(Trainer, "_begin", begin)
-    _before(Trainer, "_finish", finish)
+    _before(Steps, "_begin", begin)
+    _before(Steps, "_finish", finish)
 
 
 def _send(number: signal.Signals, times: int = 1) -> None:
@@ -69,7 +70,7 @@ def signalled_in_preparation(rank: int) -> None:
 
 def slow(rank: int) -> None:
     """Steps of a tenth of a second at least."""
-    _before(Trainer, "_begin", lambda *given: time.sleep(0.1))
+    _before(Steps, "_begin", lambda *given: time.sleep(0.1))
 
 
 def stuck_reader(step: int, guilty: int, rank: int) -> None:

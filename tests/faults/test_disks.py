@@ -29,7 +29,7 @@ def test_no_room_for_a_checkpoint(debug_shop: Path, uninterrupted: Uninterrupted
         assert "File too large" in one.error
         assert "earlier checkpoints are as they were" in one.error
         assert f"the newest checkpoint is '{run}/checkpoints/step-{newest(run):010}'" in one.error
-    assert newest(run) in (4, 5), "5 was being written when the disk filled up"
+    assert newest(run) in (3, 4), "4 was being written when the disk filled up"
     assert not list((run / "checkpoints").glob(".*")), "what was half written takes room"
     resumed(tmp_path / "again", run, ranks=ranks)
     assert state_after(run, STEPS) == uninterrupted(ranks)
@@ -37,7 +37,7 @@ def test_no_room_for_a_checkpoint(debug_shop: Path, uninterrupted: Uninterrupted
 
 def test_no_room_for_the_log(debug_shop: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [*small(debug_shop, "checkpoint.every=4"), f"--output={run}"]
+    arguments = [*small(debug_shop, "checkpoint.every=4", "checkpoint.background=false"), f"--output={run}"]
     [ended] = Job(tmp_path / "said", arguments, fault=partial(full_disk, 6, 0, 2500)).wait(30)
     assert ended.code == 2
     assert f"'{run / 'metrics.jsonl'}': this file would be larger than the limit allows" in ended.error

@@ -1,6 +1,7 @@
 """Silences messages of dependencies that say nothing to a user, each by its exact text and with its reason."""
 
 import logging
+import threading
 import warnings
 
 _MESSAGES = (
@@ -33,8 +34,21 @@ class _Filter(logging.Filter):
         return not record.getMessage().startswith(self.start)
 
 
+class _QuietThreads:
+    """Of TensorBoard's writer, a thread, a full disk is told by its next call, in the thread that calls."""
+
+    def __init__(self) -> None:
+        self.others = threading.excepthook
+
+    def __call__(self, failed: threading.ExceptHookArgs) -> None:
+        if not (type(failed.thread).__name__ == "_AsyncWriterThread" and isinstance(failed.exc_value, OSError)):
+            self.others(failed)
+
+
 def quiet_dependencies() -> None:
     """Installs the filters; calling it again does nothing."""
+    if not isinstance(threading.excepthook, _QuietThreads):
+        threading.excepthook = _QuietThreads()
     for name, start in _MESSAGES:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _Filter) and existing.start == start for existing in logger.filters):

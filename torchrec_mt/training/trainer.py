@@ -166,6 +166,7 @@ class Trainer:
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
                 losses, pairs = self.steps.step(batches, step - 1, timed=logs)
                 if logs:
+                    self.steps.clock.enter("log")
                     self._log_step(step, steps, losses, pairs)
                 value = self._validation(step, stop) if step in validate_at else None
                 interrupted = self.steps.is_asked and step < steps

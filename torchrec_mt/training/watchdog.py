@@ -24,6 +24,7 @@ from torchrec_mt.training.clock import PHASES, Position
 EXIT_CODE = 70
 """Of a process that the watchdog ended."""
 _KEY = "watchdog/{rank}"
+_WATCHED = (*PHASES, "log")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Watchdog:
     """Watches one rank's `where` from a thread of its own.
 
     Args:
-        where: the rank's position now. seconds: longest that a phase of a step may take; other phases (validation,
-            checkpoint) are not watched, collectives in them have the process group's timeout.
+        where: the rank's position now. seconds: longest that a phase of a step, or its line in the log, may take. Other
+            phases (validation, checkpoint) are not watched, collectives in them have the process group's timeout.
         store: shared by the ranks; the process group's by default.
         end: what ends the process.
     """
@@ -75,7 +76,7 @@ class Watchdog:
             position = self._where()
             stood = time.perf_counter() - position.since
             self._tell(position, stood)
-            if position.phase in PHASES and stood > self._seconds:
+            if position.phase in _WATCHED and stood > self._seconds:
                 # The ranks that wait and the one that they wait for come here within one round: let all tell.
                 time.sleep(min(5.0, self._seconds / 4))
                 if self._where().since == position.since and not self._over.is_set():

@@ -22,6 +22,17 @@ def test_an_earlier_step_is_behind_a_later_one() -> None:
     )
 
 
+def test_the_log_of_a_step_comes_after_it() -> None:
+    assert "rank 1 is stuck in phase 'optimizer' of step 7" in said(
+        [Told(7, "log", 2, 0), Told(7, "optimizer", 2, 0)], 1, rank=0
+    )
+
+
+def test_without_the_others_a_rank_tells_of_itself() -> None:
+    message = said([], 30, rank=3, own=Told(7, "data", 33.0, 0.0))
+    assert "rank 3: training stands still: this rank is stuck in phase 'data' of step 7 for 33 s" in message
+
+
 def test_a_rank_that_told_nothing_is_behind_all() -> None:
     assert "rank 1 is stuck before its first step" in said([Told(1, "data", 3, 0), None], 1, rank=0)
 

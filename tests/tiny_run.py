@@ -106,10 +106,13 @@ def train_with_stops(
         assert not outcome["interrupted"]
 
 
+TIMES = ("ms/", "ms_min/", "ms_median/", "ms_max/", "slowest/")
+
+
 def without_times(line: str) -> dict[str, Any]:
     """A line of metrics.jsonl."""
     values = json.loads(line)
-    return {name: value for name, value in values.items() if not name.startswith("ms/") and name != "pairs_per_second"}
+    return {name: value for name, value in values.items() if not name.startswith(TIMES) and name != "pairs_per_second"}
 
 
 def logged(run: Path) -> list[dict[str, Any]]:

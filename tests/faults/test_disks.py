@@ -82,7 +82,11 @@ def cut_in_half(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-FILES = ["pairs/search/train.parquet", "store/product/title.values.npy", "known/similar/candidates.values.npy"]
+FILES = [
+    "pairs/search/train.parquet",
+    "store/product/title.values.npy",
+    pytest.param("known/similar/candidates.values.npy", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("change", [Path.unlink, cut_in_half])

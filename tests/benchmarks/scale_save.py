@@ -39,7 +39,7 @@ def measure(path: Path, folder: Path, batch_size: int, saves: int, steps: int) -
         store.save(
             number,
             state.tensors(),
-            state=state.numbers(number, EarlyStop(0)),
+            state=state.numbers(number, EarlyStop(0), ()),
             rank_state=state.of_rank(),
             background=True,
         )

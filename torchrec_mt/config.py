@@ -9,13 +9,14 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from torchrec_mt.balancing.static import BalancingConfig
+from torchrec_mt.config_errors import explain, kinds_of
 from torchrec_mt.data.negatives import NegativesConfig
 from torchrec_mt.data.reader import ReaderConfig
 from torchrec_mt.data.sources import Source
@@ -150,7 +151,7 @@ def check_config(raw: dict[str, Any], *, where: str) -> RunConfig:
         # As JSON, because there `strict` takes a list for a tuple: 1 is a float, but true and "1" are no numbers.
         return _ADAPTER.validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_explain(error, raw))) from None
+        raise UserError(f"{where}: " + "; ".join(explain(error, raw, _KINDS))) from None
 
 
 def _check_paths(raw: Any, key: str) -> None:
@@ -204,102 +205,17 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+        if isinstance(old, dict) and isinstance(value, dict) and _kind_of(value) in (None, _kind_of(old)):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _explain(error: ValidationError, raw: dict[str, Any]) -> list[str]:
-    """One line per mistake with its dotted key; of the members of a union, only the one that the data means."""
-    items = [(_Place.of(item["loc"], raw), item) for item in error.errors(include_url=False)]
-    lines: list[str] = []
-    for place, item in items:
-        if place.union is not None and not place.meant:
-            rivals = [other for other, _ in items if other.union == place.union]
-            if any(other.meant for other in rivals):
-                continue
-            kinds = ", ".join(dict.fromkeys(repr(other.kind) for other in rivals if other.kind != _NAMES))
-            given = "no kind" if place.given in (None, _NAMES) else f"kind = {place.given!r}"
-            line = f"'{place.union}' has {given}: choose one of {kinds}"
-        else:
-            match item["type"]:
-                case "unexpected_keyword_argument":
-                    line = f"unknown key '{place.key}'"
-                case "value_error":
-                    line = f"{place.key}.{item['ctx']['error']}"
-                case "missing":
-                    line = f"key '{place.key}' is missing"
-                case _:
-                    line = f"'{place.key}' = {item['input']!r}: {item['msg'].lower()}"
-        if line not in lines:
-            lines.append(line)
-    return lines
+def _kind_of(table: dict[str, Any]) -> str | None:
+    """What tags it; a table of its own may be called `kind`, too."""
+    kind = table.get("kind")
+    return None if isinstance(kind, dict) else kind
 
 
-_NAMES = "(a name)"
-"""Stands for a kind where a choice is written in short, as a string."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an error lies: its dotted key, and the innermost choice on the way there.
-
-    Args:
-        union: dotted key of the choice, None if there is none. kind: the member that pydantic tried there.
-        given: the `kind` that the data names there.
-    """
-
-    key: str
-    union: str | None = None
-    kind: str | None = None
-    given: Any = None
-
-    @property
-    def meant(self) -> bool:
-        return self.kind == self.given
-
-    @classmethod
-    def of(cls, loc: tuple[int | str, ...], raw: dict[str, Any]) -> "_Place":
-        """Reads pydantic's location, whose parts are keys of the data and, in a union, names of classes or types."""
-        path: list[str] = []
-        value: Any = raw
-        choice: tuple[str | None, str | None, Any] = (None, None, None)
-        for part in map(str, loc):
-            tried = _NAMES if part.startswith("literal[") else _KINDS.get(part)
-            if tried is not None and not (isinstance(value, dict) and part in value):
-                if choice[0] is None or choice[1] == choice[2]:
-                    choice = (".".join(path), tried, _given(value))
-                continue
-            if isinstance(value, str | int | float) or (isinstance(value, list) and not part.isdigit()):
-                continue  # the name of a plain type: such a value has no keys
-            path.append(part)
-            value = (
-                value.get(part) if isinstance(value, dict) else value[int(part)] if isinstance(value, list) else None
-            )
-        return cls(".".join(path), *choice)
-
-
-def _given(value: Any) -> Any:
-    """The `kind` that a value of a choice names; _NAMES where it is no table at all, None where it names none."""
-    if isinstance(value, dict):
-        return value.get("kind")
-    return _NAMES if isinstance(value, str | int | float) else None
-
-
-def _kinds(annotation: Any, found: dict[str, str]) -> dict[str, str]:
-    """Class name -> `kind` of every tagged class in the tree."""
-    for argument in get_args(annotation):
-        _kinds(argument, found)
-    if isinstance(annotation, type) and is_dataclass(annotation) and annotation.__name__ not in found:
-        hints = get_type_hints(annotation)
-        if "kind" in hints:
-            found[annotation.__name__] = get_args(hints["kind"])[0]
-        for name, hint in hints.items():
-            if not name.startswith("_"):
-                _kinds(hint, found)
-    return found
-
-
-_KINDS = _kinds(RunConfig, {})
+_KINDS = kinds_of(RunConfig)

@@ -40,9 +40,9 @@ def measure(folder: Path, rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, f
     tensors = {"table": Pieces((rows, DIM), torch.float32, [((0, 0), table_ND)])}
     seconds: dict[str, list[float]] = defaultdict(list)
 
-    def timed(name: str, function: Callable[[], Any]) -> None:
+    def timed(name: str, function: Callable[..., Any], *given: Any) -> None:
         start = time.perf_counter()
-        function()
+        function(*given)
         seconds[name].append(time.perf_counter() - start)
 
     def save(step: int, background: bool = False) -> None:
@@ -50,13 +50,13 @@ def measure(folder: Path, rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, f
 
     found_ND = torch.zeros_like(table_ND)
     for step in range(0, 2 * rounds, 2):
-        timed("save", lambda: save(step))  # noqa: B023
+        timed("save", save, step)
         [file] = (folder / "checkpoints").glob("*/*.safetensors")
-        timed("dd", lambda: dd(file, str(folder / "copy"), "conv=fsync"))  # noqa: B023
+        timed("dd", dd, file, str(folder / "copy"), "conv=fsync")
         (folder / "copy").unlink()
-        timed("load", lambda: store.load_newest({"table": found_ND}))
-        timed("dd, reading", lambda: dd(file, "/dev/null"))  # noqa: B023
-        timed("first blocked" if step == 0 else "blocked", lambda: save(step + 1, background=True))  # noqa: B023
+        timed("load", store.load_newest, {"table": found_ND})
+        timed("dd, reading", dd, file, "/dev/null")
+        timed("first blocked" if step == 0 else "blocked", save, step + 1, True)
         timed("rest in the background", store.finish)
     if not torch.equal(found_ND, table_ND):
         raise SystemExit("what was loaded is not what was saved")

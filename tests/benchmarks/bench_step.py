@@ -25,7 +25,7 @@ from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import Runtime, RuntimeConfig, runtime
 from torchrec_mt.models.losses.config import LossConfig
-from torchrec_mt.models.losses.walk import product_dtype
+from torchrec_mt.models.losses.walk import Precision, product_dtype
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.job import task_sides
@@ -69,13 +69,13 @@ class Ours:
         self,
         dataset: PreparedDataset,
         batch_size: int,
-        precision: str,
+        precision: Precision,
         here: Runtime,
         *,
         dim: int = DIM,
         sharding: ShardingConfig | None = None,
     ) -> None:
-        schema, losses = bench_schema(dim), LossConfig(precision=precision)  # type: ignore[arg-type]
+        schema, losses = bench_schema(dim), LossConfig(precision=precision)
         negatives, optim = NegativesConfig(sources=(InBatch(),)), OptimConfig()
         self.model, _ = build_model(
             dataset.manifest,

@@ -17,11 +17,12 @@ import torch.multiprocessing as mp
 from tests.benchmarks.bench_step import Ours, timed
 from tests.ranks import run_on_ranks
 from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.distributed.layouts import LayoutName
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.distributed.runtime import Runtime
 
-LAYOUTS = ("table_wise", "row_wise")
+LAYOUTS: tuple[LayoutName, ...] = ("table_wise", "row_wise")
 WORLDS, THREADS, WARMUP, PATIENCE_S = (1, 2), 2, 3, 600
 
 Found = dict[str, dict[int, dict[int, dict[str, Any]]]]
@@ -35,6 +36,22 @@ def here(threads: int) -> Runtime:
     return Runtime(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
 
 
+def _both(
+    path: Path, layout: LayoutName, batch_sizes: tuple[int, ...], rounds: int, steps: int
+) -> dict[int, dict[int, dict[str, Any]]]:
+    turns = mp.get_context("spawn").Barrier(sum(WORLDS))
+
+    def start(world: int) -> dict[int, dict[str, Any]]:
+        try:
+            return run_on_ranks(world, _ranks, path, layout, batch_sizes, rounds, steps, turns)[0]
+        except BaseException:
+            turns.abort()
+            raise
+
+    with ThreadPoolExecutor(len(WORLDS)) as pool:
+        return dict(zip(WORLDS, pool.map(start, WORLDS), strict=True))
+
+
 def measure(path: Path, batch_sizes: tuple[int, ...], rounds: int, steps: int) -> Found:
     """Both numbers of ranks stand ready, and take turns.
 
@@ -43,27 +60,17 @@ def measure(path: Path, batch_sizes: tuple[int, ...], rounds: int, steps: int) -
     """
     found: Found = {}
     for layout in LAYOUTS:
-        turns = mp.get_context("spawn").Barrier(sum(WORLDS))
-
-        def start(world: int) -> dict[int, dict[str, Any]]:
-            try:
-                return run_on_ranks(world, _ranks, path, layout, batch_sizes, rounds, steps, turns)[0]  # noqa: B023
-            except BaseException:
-                turns.abort()  # noqa: B023
-                raise
-
-        with ThreadPoolExecutor(len(WORLDS)) as pool:
-            found[layout] = dict(zip(WORLDS, pool.map(start, WORLDS), strict=True))
+        found[layout] = _both(path, layout, batch_sizes, rounds, steps)
     return found
 
 
 def _ranks(
-    path: Path, layout: str, batch_sizes: tuple[int, ...], rounds: int, steps: int, turns: Any
+    path: Path, layout: LayoutName, batch_sizes: tuple[int, ...], rounds: int, steps: int, turns: Any
 ) -> dict[int, dict[str, Any]]:
     """One rank of either number of ranks: waits for its turns, and measures at them."""
     world = dist.get_world_size()
     place, dataset = here(THREADS // world), PreparedDataset.open(path)
-    sharding = ShardingConfig(default=layout)  # type: ignore[arg-type]
+    sharding = ShardingConfig(default=layout)
     systems = {size: Ours(dataset, size // world, "auto", place, sharding=sharding) for size in batch_sizes}
     for system in systems.values():
         timed(system.step, WARMUP)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +263,10 @@ def test_where_nothing_can_be_written_nothing_is_trained(
         ("s3://shop/strange", "holds something else (no config.json, but notes.txt)"),
         ("s3://", "names nothing in a storage"),
     ):
-        assert exit_code_of(lambda url=url: train([*arguments(root, *SHORT), "--output", url])) == 2  # type: ignore[misc]
+        assert exit_code_of(partial(train, [*arguments(root, *SHORT), "--output", url])) == 2
         assert message in capsys.readouterr().err
     for program, given in ((evaluate, "s3://shop/none"), (mine, "s3://shop/none"), (compare, "s3://shop/none")):
-        assert exit_code_of(lambda p=program, g=given: p([g, *([g] if p is compare else [])])) == 2  # type: ignore[misc]
+        assert exit_code_of(partial(program, [given, *([given] if program is compare else [])])) == 2
         assert "'s3://shop/none' holds no config.json" in capsys.readouterr().err
     assert exit_code_of(lambda: train(arguments(root, "dataset.path=s3://shop/none"))) == 2
     assert "'s3://shop/none' holds no manifest.json" in capsys.readouterr().err

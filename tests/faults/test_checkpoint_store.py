@@ -288,11 +288,11 @@ def on_two_ranks(folder: str) -> dict[str, Any]:
         data[-1] ^= 1
         file.write_bytes(data)
     dist.barrier()
-    unpickled = pickle.load, pickle.loads, pickle.Unpickler, torch.load
-    pickle.load, pickle.loads, pickle.Unpickler, torch.load = (refused,) * 4  # type: ignore[assignment, misc]
     found = torch.zeros_like(whole)
-    loaded = store.load_newest({"x": laid_out(found, "rows", rank, 2)})
-    pickle.load, pickle.loads, pickle.Unpickler, torch.load = unpickled  # type: ignore[misc]
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+            patch.setattr(place, name, refused)
+        loaded = store.load_newest({"x": laid_out(found, "rows", rank, 2)})
     assert loaded is not None
     store.close()
     rows = slice(0, 25) if rank == 0 else slice(25, 100)

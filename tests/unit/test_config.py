@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_mt.config import check_config, check_keys, config_to_json, load_config
+from torchrec_mt.config import apply_overrides, check_config, check_keys, config_to_json, load_config
 from torchrec_mt.errors import UserError, exit_code_of
 from torchrec_mt.schema import GroupPairs, TextFeature
 
@@ -123,3 +123,10 @@ def test_programs_of_a_finished_run_refuse_other_keys(program: str) -> None:
     text = module.build_parser().format_help()
     assert "trainer.epochs" not in text
     assert "runtime.*" in text
+
+
+def test_a_table_called_kind_is_no_tag() -> None:
+    raw = {"dataset": {"tables": {"kind": {"dim": 4}, "word": {"dim": 8}}}}
+    assert apply_overrides(raw, ["dataset.tables.kind.dim=16"]) == {
+        "dataset": {"tables": {"kind": {"dim": 16}, "word": {"dim": 8}}}
+    }

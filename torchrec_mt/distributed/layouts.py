@@ -47,7 +47,17 @@ class RowWise:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnWise:
+class _Columns:
+    columns: int = 2
+    sum_per_block: bool = False
+    kernel: Kernel = "fused"
+
+    def __post_init__(self) -> None:
+        within(self, 2, 1024, "columns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnWise(_Columns):
     """Blocks of columns, each on one rank.
 
     Args:
@@ -57,12 +67,6 @@ class ColumnWise:
     """
 
     kind: Literal["column_wise"]
-    columns: int = 2
-    sum_per_block: bool = False
-    kernel: Kernel = "fused"
-
-    def __post_init__(self) -> None:
-        within(self, 2, 1024, "columns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +78,10 @@ class TableRowWise:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(_Columns):
     """Blocks of columns, each on one host and there in blocks of rows over its ranks. Keys as of ColumnWise."""
 
     kind: Literal["grid"]
-    columns: int = 2
-    sum_per_block: bool = False
-    kernel: Kernel = "fused"
-
-    def __post_init__(self) -> None:
-        within(self, 2, 1024, "columns")
 
 
 Layout = Auto | DataParallel | TableWise | RowWise | ColumnWise | TableRowWise | Grid

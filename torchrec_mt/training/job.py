@@ -23,7 +23,7 @@ from torchrec_mt.schema import Schema
 from torchrec_mt.storage import Output
 from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
-from torchrec_mt.training.checkpoints.store import CheckpointStore
+from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
 from torchrec_mt.training.keeper import (
     CheckpointConfig,
@@ -94,6 +94,7 @@ def train(
     on_main(lambda: check_tracking(trainer_config.tracking))
     weights = static_weights(balancing, list(schema.trained_tasks))
     store = CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
+    newest = _newest(store) if resume else None
     reader = Reader(
         reader_config,
         dataset,
@@ -103,7 +104,7 @@ def train(
         seed=seed,
         rank=runtime.rank,
         world_size=runtime.world_size,
-        lanes=_lanes(store) if resume else None,
+        lanes=int(newest.state["reader"]["lanes"]) if newest else None,
     )
     accumulate = trainer_config.accumulate
     steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch / accumulate))
@@ -124,7 +125,7 @@ def train(
     optimizers = Optimizers(optim, model, steps)
     objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device)
     state = RunState(model, optimizers, objective, reader, runtime, seed=seed, batches_per_step=accumulate)
-    restored = state.restore(store, trainer_config.patience) if resume else None
+    restored = state.restore(store, newest, trainer_config.patience) if newest else None
     if restored:
         _tell(restored, progress)
         if restored.step >= steps or restored.stop.should_stop:
@@ -141,30 +142,7 @@ def train(
         writing(run, config_json, dataset, plan, runtime, after=after, origin=origin) as log,
         tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
     ):
-
-        def moved() -> CheckpointStore:
-            take_place(run, log)
-            return CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
-
-        at_url = resume
-
-        def push() -> None:
-            """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
-            nonlocal at_url
-            if not at_url:
-                _begin_at_url(run, log, checkpoint, output)
-            else:
-                on_main(output.try_update)
-            at_url = True
-
-        keeper = Keeper(
-            checkpoint,
-            state,
-            store,
-            good=restored.good if restored else (),
-            before=push if run.url else lambda: None,
-            moved=moved if run.is_aside and not run.url else None,
-        )
+        keeper = _keeper(checkpoint, state, store, run, log, output, restored)
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
@@ -191,6 +169,41 @@ def train(
         ):
             taken = trainer.run(iter(reader), steps, after=after, stop=restored.stop if restored else None)
         return _end(run, taken.step, taken.stop, interrupted=taken.interrupted)
+
+
+def _keeper(
+    config: CheckpointConfig,
+    state: RunState,
+    store: CheckpointStore,
+    run: RunFolder,
+    log: MetricsLog | None,
+    output: Output,
+    restored: Restored | None,
+) -> Keeper:
+    """What writes the run's checkpoints; with the first one a new run takes its place."""
+    at_url = restored is not None
+
+    def push() -> None:
+        """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
+        nonlocal at_url
+        if at_url:
+            on_main(output.try_update)
+        else:
+            _begin_at_url(run, log, config, output)
+        at_url = True
+
+    def moved() -> CheckpointStore:
+        take_place(run, log)
+        return CheckpointStore(checkpoints_path(config, run), keep=config.keep)
+
+    return Keeper(
+        config,
+        state,
+        store,
+        good=restored.good if restored else (),
+        before=push if run.url else lambda: None,
+        moved=moved if run.is_aside and not run.url else None,
+    )
 
 
 def _begin_at_url(run: RunFolder, log: MetricsLog | None, config: CheckpointConfig, output: Output) -> None:
@@ -229,8 +242,8 @@ def _why_over(restored: Restored, steps: int) -> str:
     )
 
 
-def _lanes(store: CheckpointStore) -> int:
-    """In how many lanes a run reads that goes on.
+def _newest(store: CheckpointStore) -> Loaded:
+    """What a run goes on from, tensors left out.
 
     Raises:
         UserError: there is nothing to go on from.
@@ -238,7 +251,7 @@ def _lanes(store: CheckpointStore) -> int:
     newest = store.load_newest({}, partial=True)
     if newest is None:
         raise UserError(f"no checkpoint in '{store.where}' to go on from: train without --resume")
-    return int(newest.state["reader"]["lanes"])
+    return newest
 
 
 def _tell(restored: Restored, progress: Progress) -> None:

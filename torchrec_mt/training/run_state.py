@@ -10,7 +10,7 @@ of every rank its random state. Learning rates and task weights follow from the 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -126,27 +126,26 @@ class RunState:
             state["cuda"] = torch.cuda.get_rng_state(self._runtime.device).numpy().tobytes().hex()
         return {"random": state}
 
-    def restore(self, store: CheckpointStore, patience: int) -> Restored | None:
-        """Takes the state of the newest whole checkpoint; None where there is none. Called on every rank.
+    def restore(self, store: CheckpointStore, newest: Loaded, patience: int) -> Restored:
+        """Takes the state of the newest whole checkpoint. Called on every rank.
+
+        Args:
+            newest: as `store` told of it, tensors left out.
 
         Raises:
             UserError: on every rank; no checkpoint is whole, or it is of another model.
         """
-        newest = store.load_newest({}, partial=True)
-        if newest is None:
-            return None
-        refused = list(newest.refused)
-        steps = store.steps()
+        refused, steps = list(newest.refused), store.steps()
         for step in steps[steps.index(newest.step) :]:
             try:
-                return self._restore(store, step, patience, tuple(refused))
+                found = newest if step == newest.step else store.load({}, step=step, partial=True)
+                return self._restore(store, found, patience, tuple(refused))
             except DamagedCheckpointError as error:
                 refused.append(str(error))
                 store.refuse(step)
         raise UserError("no checkpoint is whole: " + "; ".join(refused))
 
-    def _restore(self, store: CheckpointStore, step: int, patience: int, refused: tuple[str, ...]) -> Restored:
-        found = store.load({}, step=step, partial=True)
+    def _restore(self, store: CheckpointStore, found: Loaded, patience: int, refused: tuple[str, ...]) -> Restored:
         numbers = found.state
         slots = self._optimizers.make_dense_slots(numbers["slots"])
         wanted: dict[str, Value] = {f"dense.{name}": value for name, value in dense_weights(self._model).items()}
@@ -157,13 +156,12 @@ class RunState:
                 wanted |= {f"average.{name}": value for name, value in average.averages.items()}
         wanted |= {f"slots.{name}.{key}": value for name, key, value in slots}
         wanted |= self._objective.restore(numbers["objective"])
-        report = load_tables(
-            self._model,
-            numbers["layout"],
-            lambda tables: _ignore(store.load({**tables, **wanted}, step=step, partial=True)),
-            self._optimizers.table_rule,
-            self._optimizers.combined,
-        )
+
+        def read(tables: dict[str, Value]) -> None:
+            store.load({**tables, **wanted}, step=found.step, partial=True)
+
+        rule, optimizer = self._optimizers.table_rule, self._optimizers.combined
+        report = load_tables(self._model, numbers["layout"], read, rule, optimizer)
         report.restored.extend(wanted)
         if average and numbers["average_updates"] is None:
             average.start_over()
@@ -192,8 +190,8 @@ class RunState:
             torch.cuda.set_rng_state(_bytes(state["cuda"]), self._runtime.device)
 
 
-def load_weights(model: DistributedModelParallel, store: CheckpointStore, mark: str) -> int:
-    """Takes a checkpoint's weights into a model to be judged: averages where it has them. Returns the step.
+def load_weights(model: DistributedModelParallel, store: CheckpointStore, mark: str) -> None:
+    """Takes a checkpoint's weights into a model to be judged: averages where it has them.
 
     Raises:
         UserError: on every rank; no such checkpoint, a damaged one, or one of another shape.
@@ -201,27 +199,12 @@ def load_weights(model: DistributedModelParallel, store: CheckpointStore, mark: 
     numbers = store.load({}, mark=mark, partial=True).state
     prefix = "dense" if numbers["average_updates"] is None else "average"
     dense = {f"{prefix}.{name}": value for name, value in dense_weights(model).items()}
-    load_tables(
-        model,
-        numbers["layout"],
-        lambda tables: _ignore(store.load({**tables, **dense}, mark=mark, partial=True)),
-        None,
-    )
-    return int(numbers["step"])
 
+    def read(tables: dict[str, Value]) -> None:
+        store.load({**tables, **dense}, mark=mark, partial=True)
 
-def save_weights(model: DistributedModelParallel, store: CheckpointStore, step: int, marks: Iterable[str]) -> None:
-    """A checkpoint of weights alone, for `load_weights`."""
-    tensors: Mapping[str, Value] = table_state(model, None) | {
-        f"dense.{name}": weight for name, weight in dense_weights(model).items()
-    }
-    state = {"step": step, "layout": table_layout(model, None), "average_updates": None}
-    store.save(step, tensors, state=state, rank_state={}, marks=tuple(marks))
+    load_tables(model, numbers["layout"], read, None)
 
 
 def _bytes(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def _ignore(found: Loaded) -> None:
-    """What is filled is all that is wanted."""

@@ -8,7 +8,24 @@ from torchrec_mt.errors import require, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosineSchedule:
+class _WarmUp:
+    warmup_steps: int = 50
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1_000_000_000, "warmup_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decay(_WarmUp):
+    final_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.final_rate <= 1, "final_rate", self.final_rate, "from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineSchedule(_Decay):
     """A linear warm-up, then half a cosine down to `final_rate`.
 
     Args:
@@ -16,36 +33,20 @@ class CosineSchedule:
     """
 
     kind: Literal["cosine"] = "cosine"
-    warmup_steps: int = 50
-    final_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        within(self, 0, 1_000_000_000, "warmup_steps")
-        require(0 <= self.final_rate <= 1, "final_rate", self.final_rate, "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearSchedule:
+class LinearSchedule(_Decay):
     """A linear warm-up, then a straight line down to `final_rate`; keys as those of `CosineSchedule`."""
 
     kind: Literal["linear"] = "linear"
-    warmup_steps: int = 50
-    final_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        within(self, 0, 1_000_000_000, "warmup_steps")
-        require(0 <= self.final_rate <= 1, "final_rate", self.final_rate, "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConstantSchedule:
+class ConstantSchedule(_WarmUp):
     """A linear warm-up of `warmup_steps`, then the full rate."""
 
     kind: Literal["constant"] = "constant"
-    warmup_steps: int = 50
-
-    def __post_init__(self) -> None:
-        within(self, 0, 1_000_000_000, "warmup_steps")
 
 
 Schedule = CosineSchedule | LinearSchedule | ConstantSchedule

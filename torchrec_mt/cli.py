@@ -13,6 +13,7 @@ from torchrec_mt.errors import UserError, exit_code_of, raise_on_interrupt
 PROGRAMS = {
     "doctor": "check the installation and this machine; say what mends each problem",
     "prepare": "raw tables in, prepared dataset out",
+    "plan": "where the tables would lie on a cluster that need not exist, and what that takes",
     "train": "train a model on a prepared dataset, into a run folder",
     "mine": "hard negatives for the next training, from a run's model",
     "evaluate": "score a run and the baselines over the whole catalogue",

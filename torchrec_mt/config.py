@@ -27,6 +27,7 @@ from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
 from torchrec_mt.schema import Schema
+from torchrec_mt.training.imagined import PlanConfig
 from torchrec_mt.training.keeper import CheckpointConfig
 from torchrec_mt.training.optim import OptimConfig
 from torchrec_mt.training.trainer import TrainerConfig
@@ -65,6 +66,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 _ADAPTER = TypeAdapter(RunConfig)

@@ -43,6 +43,7 @@ _RESUMED = (
     *(f"runtime.{key}" for key in ("device", "threads", "timeout_minutes")),
     "sharding.*",
     "evaluate.*",
+    "plan.*",
     "reader.prefetch",
     "dataset.path",
 )

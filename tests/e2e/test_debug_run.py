@@ -37,10 +37,13 @@ def losses(run: Path) -> list[list[str]]:
 
 
 def processor() -> str:
-    """What the last bits depend on: the processor's kind and instruction set."""
+    """What the last bits depend on: the processor, by whose model libraries choose kernels, and its instructions."""
     import torch
 
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+    info = Path("/proc/cpuinfo").read_text()
+    named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
+    model = "-".join(named.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping"))
+    return f"{platform.machine()} {model} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
 
 
 def answers(samples: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, bool]]]]:
@@ -87,7 +90,7 @@ def test_a_run_leaves_what_it_promises(root: Path, tmp_path: Path, capsys: pytes
     kept = [json.loads(file.read_text()) for file in (run / "checkpoints").glob("step-*/checkpoint.json")]
     assert {mark for commit in kept for mark in commit["marks"]} == {"best", "good-1", "last"}
     plan = json.loads((run / "plan.json").read_text())
-    assert {key.rpartition(".")[2] for key in plan} == {"tokens", "product_id", "category", "brand"}
+    assert {table["name"] for table in plan["tables"]} == {"tokens", "product_id", "category", "brand"}
 
     again = tmp_path / "again"
     assert train([*arguments(root), "--output", str(again)]) == 0

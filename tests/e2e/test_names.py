@@ -70,4 +70,4 @@ def test_names_of_torchs_own_attributes(tmp_path: Path) -> None:
     assert evaluate([str(tmp_path / "run"), "--json"]) == 0
     assert set(json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["tasks"]) == {"train", "values"}
     plan = json.loads((tmp_path / "run/plan.json").read_text())
-    assert {key.rpartition(".")[2] for key in plan} == {"items", "type", "values"}
+    assert {table["name"] for table in plan["tables"]} == {"items", "type", "values"}

@@ -42,7 +42,8 @@ def test_components_prepare_and_train_on_two_ranks(root: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "run/training.json").read_text())["steps"] == 12
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["dataset"]["name"], config["runtime"]["device"]) == ("debug", "cpu")
-    ranks = {rank for table in json.loads((tmp_path / "run/plan.json").read_text()).values() for rank in table["ranks"]}
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    ranks = {shard[0] for table in plan["tables"] for shard in table["shards"]}
     assert ranks == {0, 1}
 
 

@@ -15,7 +15,8 @@ from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.distributed.layouts import ColumnWise, Grid, Layout, LayoutName
 from torchrec_mt.distributed.pieces import Pieces
-from torchrec_mt.distributed.planning import ShardingConfig, make_plan
+from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.plans.job import make_plan
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
 from torchrec_mt.distributed.table_optimizers import Adagrad, RowWiseAdagrad, Sgd, TableOptimizer
@@ -146,7 +147,7 @@ class Training:
         self.rule, self.rank, self.size = OPTIMIZERS[kind], dist.get_rank(), dist.get_world_size()
         module, device = Tables(), torch.device("cpu")
         fuse_table_optimizer(module.collection, 0.1, self.rule)
-        plan = make_plan(
+        plan, _ = make_plan(
             module,
             case.sharding,
             pooling_factors={spec.name: [2.0] * len(spec.keys) for spec in SPECS},

@@ -18,7 +18,7 @@ LayoutName = Literal["auto", "data_parallel", "table_wise", "row_wise", "column_
 
 @dataclass(frozen=True, kw_only=True)
 class Auto:
-    """TorchRec's planner chooses between table-wise and row-wise."""
+    """The planner chooses between table-wise, row-wise and, on several hosts, table-row-wise."""
 
     kind: Literal["auto"]
 

@@ -1,43 +1,29 @@
-"""Sharding plan: which table lies where, from TorchRec's planner or as the config says; the same on every rank.
+"""What the config says of how tables lie on ranks, and the sharder that can do it. The planning is in plans/."""
 
-TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waiting. Here every rank plans by itself
-(planning is deterministic and needs no communication) and all compare the outcome.
-"""
-
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.distributed.layouts import (
-    Auto,
     ColumnWise,
-    DataParallel,
     Grid,
     Hosts,
     Layout,
     LayoutName,
     RowWise,
     TableRowWise,
-    TableWise,
-    check_layout,
     kernel_of,
     layout_of,
     leaves_a_rank_empty,
 )
-from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, within
 from torchrec_mt.schema import TABLE_PREFIX
 
 _COMM_TYPES = {"float32": CommType.FP32, "float16": CommType.FP16, "bfloat16": CommType.BF16}
@@ -61,16 +47,26 @@ class ShardingConfig:
     """How tables are laid out over ranks.
 
     Args:
-        default: for tables not named in `tables`. `auto` lets TorchRec's planner choose between table-wise and
-            row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
+        default: for tables not named in `tables`. `auto` lets the planner choose between table-wise, row-wise
+            and, on several hosts, table-row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
             gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
             rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
         tables: layout by table. A name alone takes that layout's defaults. communication: what travels between ranks.
+        plan: a plan to follow instead of making one: a file that `torchrec-mt plan --json` wrote, or a run folder.
+        reserve: share of the memory that the plan leaves to activations, kernels and the system.
+        cache_share: share of a table's rows that the kernel `fused_uvm_caching` keeps in the device's memory.
     """
 
     default: LayoutName | Layout = "auto"
     tables: dict[str, LayoutName | Layout] = field(default_factory=dict)
     communication: CommunicationConfig = field(default_factory=CommunicationConfig)
+    plan: str | None = None
+    reserve: float = 0.15
+    cache_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        within(self, 0, 0.9, "reserve")
+        within(self, 0.0001, 1, "cache_share")
 
     def of(self, table: str) -> Layout:
         """The layout of a table."""
@@ -118,17 +114,6 @@ class Sharder(EmbeddingBagCollectionSharder):
         return ["fused", *(["fused_uvm", "fused_uvm_caching"] if compute_device_type == "cuda" else [])]
 
 
-def _sharding_types(layout: Layout, *, by_row: bool) -> list[str]:
-    """What the planner may choose from, by TorchRec's names; `auto` takes rows apart only where `by_row` allows it."""
-    match layout:
-        case Auto():
-            return ["table_wise", "row_wise"] if by_row else ["table_wise"]
-        case Grid():
-            return ["grid_shard"]
-        case DataParallel() | TableWise() | RowWise() | ColumnWise() | TableRowWise():
-            return [layout.kind]
-
-
 def make_sharder(communication: CommunicationConfig, device: torch.device) -> Sharder:
     """The sharder whose tables talk as the config says.
 
@@ -144,95 +129,6 @@ def make_sharder(communication: CommunicationConfig, device: torch.device) -> Sh
         forward_precision=_COMM_TYPES[communication.forward], backward_precision=_COMM_TYPES[communication.backward]
     )
     return Sharder(qcomm_codecs_registry=get_qcomm_codecs_registry(config, device=device))
-
-
-def make_plan(
-    module: nn.Module,
-    config: ShardingConfig,
-    *,
-    pooling_factors: Mapping[str, list[float]],
-    batch_size: int,
-    device_type: str,
-    optimizer: TableOptimizer | None = None,
-) -> ShardingPlan:
-    """Plans every table of `module`.
-
-    Args:
-        pooling_factors: per table, mean lookups per row for each key that reads it.
-        batch_size: rows of a batch per rank. optimizer: of the tables; row-wise Adagrad where None.
-
-    Raises:
-        UserError: on every rank, if a layout cannot be right, planning fails on any, or ranks come to different plans;
-            communication that the device has not.
-    """
-    plan, failure = None, None
-    try:
-        plan = _plan(module, config, pooling_factors, batch_size, device_type, optimizer or RowWiseAdagrad())
-    except UserError as error:
-        failure = str(error)
-    outcomes: list[tuple[str | None, str]] = [(None, "")] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (failure, json.dumps(describe_plan(plan), sort_keys=True)))
-    failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
-    if failures:
-        raise UserError(failure or f"rank {failures[0][0]} failed: {failures[0][1]}")
-    if len(set(outcomes)) > 1:
-        raise UserError(
-            "planning the tables failed: ranks came to different plans: give all the same config and dataset"
-        )
-    assert plan is not None
-    return plan
-
-
-def _plan(
-    module: nn.Module,
-    config: ShardingConfig,
-    pooling_factors: Mapping[str, list[float]],
-    batch_size: int,
-    device_type: str,
-    optimizer: TableOptimizer,
-) -> ShardingPlan:
-    """This rank's own plan, without a word to the others."""
-    unknown = set(config.tables) - set(pooling_factors)
-    if unknown:
-        raise UserError(
-            f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(pooling_factors)}"
-        )
-    world_size = dist.get_world_size()
-    hosts, shapes, constraints = Hosts.of(world_size), table_shapes(module), {}
-    for table, factors in pooling_factors.items():
-        layout, (rows, dim) = config.of(table), shapes[table]
-        check_layout(
-            table,
-            layout,
-            rows=rows,
-            dim=dim,
-            optimizer=optimizer,
-            device_type=device_type,
-            hosts=hosts,
-            world_size=world_size,
-        )
-        constraints[TABLE_PREFIX + table] = ParameterConstraints(
-            sharding_types=_sharding_types(layout, by_row=not leaves_a_rank_empty(rows, world_size)),
-            compute_kernels=[kernel_of(layout)],
-            pooling_factors=[max(factor, 0.01) for factor in factors],
-            min_partition=dim // layout.columns if isinstance(layout, ColumnWise | Grid) else None,
-        )
-    sharder = make_sharder(config.communication, torch.device(device_type))
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=world_size,
-            local_world_size=hosts.ranks if hosts else None,
-            compute_device=device_type,
-        ),
-        batch_size=batch_size,
-        constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
-        debug=False,
-    )
-    try:
-        return planner.plan(module, [sharder])
-    except PlannerError as error:
-        raise UserError(f"planning the tables failed: {error}") from None
 
 
 def table_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:

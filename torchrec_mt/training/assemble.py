@@ -2,12 +2,13 @@
 
 import torch
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
 
 from torchrec_mt.data.dataset import Manifest
 from torchrec_mt.data.slots import assign_slots
 from torchrec_mt.distributed.layouts import DataParallel
-from torchrec_mt.distributed.planning import ShardingConfig, make_plan
+from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.plans.job import make_plan
+from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.runtime import Runtime, seed_everything
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
 from torchrec_mt.distributed.table_optimizers import TableOptimizer
@@ -48,6 +49,23 @@ def model_spec(manifest: Manifest, schema: Schema, losses: LossConfig) -> ModelS
     )
 
 
+def check_tables(spec: ModelSpec, model_config: ModelConfig, sharding: ShardingConfig) -> None:
+    """Refuses what no model can be.
+
+    Raises:
+        UserError: a temperature for a task that is not trained; replicated float16.
+    """
+    for name in model_config.temperatures:
+        if name not in spec.tasks:
+            raise UserError(f"model.temperatures names '{name}', which is no trained task: {list(spec.tasks)}")
+    for table in spec.tables:
+        if table.dtype != "float32" and isinstance(sharding.of(table.name), DataParallel):
+            raise UserError(
+                f'dataset.tables.{table.name}.dtype = "{table.dtype}", but replicated tables are float32, as their '
+                "gradients are: leave dtype out, or shard the table another way (sharding.tables)"
+            )
+
+
 def pooling_factors(manifest: Manifest) -> dict[str, list[float]]:
     """Per table, mean lookups per row of the batch for each key that reads it (the planner's input)."""
     return {
@@ -72,8 +90,8 @@ def build_model(
     batch_rows: int,
     table_rate: float,
     table_optimizer: TableOptimizer | None = None,
-) -> tuple[DistributedModelParallel, ShardingPlan]:
-    """The model, its tables sharded over the ranks with their optimizer fused in.
+) -> tuple[DistributedModelParallel, Plan]:
+    """The model, its tables sharded over the ranks with their optimizer fused in, and the plan by which.
 
     Args:
         losses: decides which tasks have a bias. batch_rows: rows of a batch per rank that the planner should expect.
@@ -83,26 +101,19 @@ def build_model(
         UserError: a temperature for a task that is not trained; tables that cannot be planned; replicated float16.
     """
     spec = model_spec(manifest, schema, losses)
-    for name in model_config.temperatures:
-        if name not in spec.tasks:
-            raise UserError(f"model.temperatures names '{name}', which is no trained task: {list(spec.tasks)}")
-    for table in spec.tables:
-        if table.dtype != "float32" and isinstance(sharding.of(table.name), DataParallel):
-            raise UserError(
-                f'dataset.tables.{table.name}.dtype = "{table.dtype}", but replicated tables are float32, as their '
-                "gradients are: leave dtype out, or shard the table another way (sharding.tables)"
-            )
+    check_tables(spec, model_config, sharding)
     seed_everything(seed)
     model = TwoTower(spec, model_config, device=runtime.device, table_device=torch.device("meta"))
     fuse_table_optimizer(model.embeddings, table_rate, table_optimizer)
-    plan = make_plan(
+    sharding_plan, plan = make_plan(
         model,
         sharding,
         pooling_factors=pooling_factors(manifest),
         batch_size=batch_rows,
         device_type=runtime.device.type,
         optimizer=table_optimizer,
+        model=manifest.name,
     )
     # Shards are initialised on their own ranks: with one seed for all, shards of a table would repeat each other.
     seed_everything(seed + 1 + runtime.rank)
-    return shard(model, plan, runtime.device, sharding.communication), plan
+    return shard(model, sharding_plan, runtime.device, sharding.communication), plan

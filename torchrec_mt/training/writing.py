@@ -5,13 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torchrec.distributed.types import ShardingPlan
-
 from torchrec_mt import __version__
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.matching import keep_vocabularies
 from torchrec_mt.distributed.collectives import on_main
-from torchrec_mt.distributed.planning import describe_plan
+from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.runs import DATASET, INIT, RunFolder, environment, write_atomic
 from torchrec_mt.training.metrics_log import MetricsLog
@@ -23,7 +21,7 @@ def writing(
     run: RunFolder,
     config_json: str,
     dataset: PreparedDataset,
-    plan: ShardingPlan,
+    plan: Plan,
     here: Runtime,
     *,
     after: int,
@@ -35,7 +33,7 @@ def writing(
     def start() -> None:
         run.start(config_json)
         write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
-        write_atomic(run.path / "plan.json", json.dumps(describe_plan(plan), indent=1) + "\n")
+        write_atomic(run.path / "plan.json", plan.to_json())
         keep_vocabularies(dataset, run.path)
         if origin:
             write_atomic(run.path / INIT, json.dumps(origin, indent=1) + "\n")

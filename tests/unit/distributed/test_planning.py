@@ -9,7 +9,8 @@ import torch.distributed as dist
 from tests.parity.tables import SPECS, Tables
 from tests.ranks import run_on_ranks
 from torchrec_mt.distributed.layouts import LayoutName
-from torchrec_mt.distributed.planning import ShardingConfig, describe_plan, make_plan
+from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
+from torchrec_mt.distributed.plans.job import make_plan
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.embeddings import TableSpec, embedding_collection
@@ -33,14 +34,15 @@ def said(
     return "planned"
 
 
-def too_large() -> torch.nn.Module:
-    return embedding_collection([TableSpec(name="a", rows=10**12, dim=16, keys=("a0",))], torch.device("meta"))
+def one_table(rows: int) -> torch.nn.Module:
+    return embedding_collection([TableSpec(name="a", rows=rows, dim=16, keys=("a0",))], torch.device("meta"))
 
 
 def few_rows() -> str:
     """What `auto` chooses for a table whose row-wise blocks would leave a rank without any."""
-    module = embedding_collection([TableSpec(name="a", rows=1, dim=16, keys=("a0",))], torch.device("meta"))
-    plan = make_plan(module, ShardingConfig(), pooling_factors={"a": [1.0]}, batch_size=10**6, device_type="cpu")
+    plan, _ = make_plan(
+        one_table(1), ShardingConfig(), pooling_factors={"a": [1.0]}, batch_size=10**6, device_type="cpu"
+    )
     return str(describe_plan(plan)["a"]["sharding_type"])
 
 
@@ -49,7 +51,7 @@ def all_mistakes() -> dict[str, str]:
     rank = dist.get_rank()
     found = {
         "different": said("row_wise" if rank else "table_wise"),
-        "too large": said("row_wise", factors={"a": [1.0]}, module=too_large() if rank else None),
+        "too large": said("row_wise", factors={"a": [1.0]}, module=one_table(10**12 if rank else 100)),
         "few rows": few_rows(),
     }
     os.environ["LOCAL_WORLD_SIZE"] = "1" if rank else "2"  # two ranks of unlike hosts
@@ -61,7 +63,9 @@ def test_all_ranks_end_with_a_message() -> None:
     assert {rank["different"] for rank in ranks} == {
         "planning the tables failed: ranks came to different plans: give all the same config and dataset"
     }
-    assert ranks[1]["too large"].startswith("planning the tables failed: ")
+    assert ranks[1]["too large"].startswith(
+        "the tables do not fit on 1x2xCPU: no place for table 'a' (1,000,000,000,000 x "
+    )
     assert ranks[0]["too large"] == f"rank 1 failed: {ranks[1]['too large']}"
     assert {rank["few rows"] for rank in ranks} == {"table_wise"}
     assert ranks[0]["hosts"].startswith(

@@ -11,7 +11,8 @@ from torchrec import KeyedJaggedTensor
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_schema, write_tiny
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.distributed.planning import ShardingConfig, describe_plan, make_plan
+from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
+from torchrec_mt.distributed.plans.job import make_plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, replicated_tables, shard
 from torchrec_mt.models.embeddings import TableSpec, embedding_collection
@@ -28,7 +29,7 @@ TABLES = "embeddings.collection.embedding_bags"
 def who_updates_what(folder: str) -> dict[str, object]:
     """Parameters by optimizer, the plan, and the guard's word on plans that do not fit the model."""
     dataset = PreparedDataset.open(folder)
-    model, plan = build_model(
+    model, _ = build_model(
         dataset.manifest,
         tiny_schema(),
         ModelConfig(dim=16, hidden=24, task_hidden=24),
@@ -40,7 +41,7 @@ def who_updates_what(folder: str) -> dict[str, object]:
         table_rate=0.1,
     )
     optimizers = {name: list(o.params) for name, o in Optimizers(OptimConfig(), model, 5).combined.optimizers}
-    described, tables, refused = describe_plan(plan), plan.plan["embeddings.collection"], []
+    described, tables, refused = describe_plan(model.plan), model.plan.plan["embeddings.collection"], []
     for change in ({"table_kind": "row_wise"}, {"table_tokens": "data_parallel"}, {"table_nobody": "row_wise"}):
         [(name, kind)] = change.items()
         before = tables.get(name)
@@ -96,7 +97,7 @@ def five_updates(kind: str) -> list[list[list[float]]]:
     is read by three bags at once."""
     device, module = torch.device("cpu"), OneTable()
     fuse_table_optimizer(module.collection, 0.1)
-    plan = make_plan(
+    plan, _ = make_plan(
         module, ShardingConfig(default=kind), pooling_factors={"t": [1.0]}, batch_size=6, device_type="cpu"
     )
     model = shard(module, plan, device)

@@ -1,0 +1,163 @@
+"""The machines a plan is made for: hosts x ranks of a device of the catalogue, or of a file, or those of this job."""
+
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from torchrec_mt.errors import UserError
+
+GIB = 1 << 30
+_CATALOGUE = Path(__file__).with_name("clusters.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What a rank computes on, and the host around it.
+
+    Args:
+        kind: `cpu` keeps everything in the host's memory.
+        ranks_per_host: of a whole host. memory_gib, memory_gb_s: of one device; 0 on CPUs.
+        host_memory_gib, host_memory_gb_s: of one host, shared by its ranks.
+        host_link_gb_s: between a device and its host's memory.
+        intra_host_gb_s, inter_host_gb_s: of one rank to ranks of its host, and of others; one direction.
+        source: where the figures are from.
+    """
+
+    kind: Literal["cuda", "cpu"]
+    ranks_per_host: int
+    memory_gib: float
+    memory_gb_s: float
+    host_memory_gib: float
+    host_memory_gb_s: float
+    host_link_gb_s: float
+    intra_host_gb_s: float
+    inter_host_gb_s: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """`hosts` machines with `ranks_per_host` ranks each, all on the same device.
+
+    Args:
+        name: of the device. price_per_hour: of the whole cluster, in any currency; None if not told.
+    """
+
+    hosts: int
+    ranks_per_host: int
+    name: str
+    device: Device
+    price_per_hour: float | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.hosts * self.ranks_per_host
+
+    @property
+    def label(self) -> str:
+        """As it is asked for: HOSTSxRANKSxDEVICE."""
+        return f"{self.hosts}x{self.ranks_per_host}x{self.name}"
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of one device; 0 on CPUs."""
+        return int(self.device.memory_gib * GIB) if self.device.kind == "cuda" else 0
+
+    @property
+    def host_bytes(self) -> int:
+        """A rank's share of its host's memory."""
+        return int(self.device.host_memory_gib * GIB) // self.ranks_per_host
+
+    def to_json(self) -> dict[str, Any]:
+        """As a cluster file has it."""
+        whole = asdict(self)
+        device = whole.pop("device")
+        device.pop("ranks_per_host")
+        return {key: value for key, value in (whole | device).items() if value is not None}
+
+
+@cache
+def catalogue() -> dict[str, Device]:
+    """Devices by name."""
+    return {name: Device(**entry) for name, entry in tomllib.loads(_CATALOGUE.read_text()).items()}
+
+
+def parse_cluster(text: str) -> Cluster:
+    """The cluster that a text names: `2x8xH100-80GB`, `H100-80GB` (one host of one), either with changes behind
+    commas (`2x8xH100-80GB,inter_host_gb_s=100,price_per_hour=60`), or a TOML file of such keys.
+
+    Raises:
+        UserError: no such device or file, a key or number that makes no sense.
+    """
+    what, *changes = (part.strip() for part in text.split(","))
+    cluster = _from_file(Path(what)) if what.endswith(".toml") else _from_name(what)
+    for change in changes:
+        key, _, value = change.partition("=")
+        try:
+            cluster = _changed(cluster, {key.strip(): float(value)}, where=f"--cluster {text}")
+        except ValueError:
+            raise UserError(f"--cluster {text}: '{change}' is not of the form KEY=NUMBER") from None
+    return cluster
+
+
+def _from_name(text: str) -> Cluster:
+    *counts, name = text.split("x", 2) if text.count("x") >= 2 else [text]
+    devices = {known.lower(): known for known in catalogue()}
+    exact = devices.get(name.lower()) or next(
+        (full for low, full in devices.items() if low.split("-")[0] == name.lower()), ""
+    )
+    if not exact or not all(count.isdecimal() and 1 <= int(count) <= 100_000 for count in counts):
+        raise UserError(
+            f"no cluster '{text}': write HOSTSxRANKSxDEVICE, e.g. 2x8xH100-80GB, with a device of "
+            f"{', '.join(catalogue())}, or name a TOML file"
+        )
+    hosts, ranks = map(int, counts or (1, 1))
+    return Cluster(hosts=hosts, ranks_per_host=ranks, name=exact, device=catalogue()[exact])
+
+
+def _from_file(path: Path) -> Cluster:
+    try:
+        entries = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no cluster file '{path}'") from None
+    except ValueError as error:
+        raise UserError(f"'{path}' is not valid TOML: {error}") from None
+    name = entries.pop("name", path.stem)
+    known = catalogue().get(name)
+    wanted = [field.name for field in fields(Device) if field.name != "ranks_per_host"]
+    missing = [key for key in ("hosts", "ranks_per_host", *(wanted if known is None else ())) if key not in entries]
+    if missing:
+        raise UserError(
+            f"'{path}' lacks {', '.join(missing)}: a cluster file has hosts, ranks_per_host and the device's keys"
+        )
+    empty = Device(
+        kind="cpu", source="", ranks_per_host=1, **{key: 0.0 for key in wanted if key not in ("kind", "source")}
+    )
+    return _changed(Cluster(hosts=1, ranks_per_host=1, name=name, device=known or empty), entries, where=f"'{path}'")
+
+
+def _changed(cluster: Cluster, changes: dict[str, Any], *, where: str) -> Cluster:
+    mine = ("hosts", "ranks_per_host", "price_per_hour")
+    numbers = [field.name for field in fields(Device) if field.name.endswith(("_gib", "_gb_s"))]
+    for key, value in changes.items():
+        if key in ("kind", "source"):
+            allowed, good = "cuda or cpu" if key == "kind" else "a text", value in ("cuda", "cpu") or key == "source"
+        elif key in mine or key in numbers:
+            whole = key in ("hosts", "ranks_per_host")
+            good = (
+                isinstance(value, int | float)
+                and 0 <= value < 1e12
+                and (not whole or (value >= 1 and value == int(value)))
+            )
+            allowed = "a whole number from 1" if whole else "a number from 0"
+            value = int(value) if good and whole else value
+        else:
+            raise UserError(f"{where}: unknown key '{key}': one of {', '.join([*mine, *numbers])}")
+        if not good:
+            raise UserError(f"{where}: {key} = {value!r}: must be {allowed}")
+        part = {key: value}
+        cluster = replace(cluster, **part) if key in mine else replace(cluster, device=replace(cluster.device, **part))
+    return cluster

@@ -1,0 +1,281 @@
+"""The one way to a plan, for imagined clusters and for the job that trains: config in, plan out, on every rank alike.
+
+TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waiting. Here every rank plans by itself
+(planning is deterministic and needs no communication) and all compare the outcome.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+
+import numpy as np
+import torch
+from torch import nn
+
+from torchrec_mt.distributed.layouts import (
+    Auto,
+    ColumnWise,
+    Grid,
+    Hosts,
+    Layout,
+    check_layout,
+    kernel_of,
+    leaves_a_rank_empty,
+)
+from torchrec_mt.distributed.planning import ShardingConfig, make_sharder, table_shapes
+from torchrec_mt.distributed.plans.choices import Allowed, Choice, TableChoices
+from torchrec_mt.distributed.plans.clusters import GIB, Cluster
+from torchrec_mt.distributed.plans.estimates import enumerate_choices, topology_of
+from torchrec_mt.distributed.plans.placement import Capacity
+from torchrec_mt.distributed.plans.plan import Plan, planned_table, rank_loads
+from torchrec_mt.distributed.plans.search import DoesNotFitError, Found, Progress, search
+from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
+from torchrec_mt.errors import UserError
+from torchrec_mt.schema import TABLE_PREFIX
+
+_DENSE_COPIES = 5
+"""Of each dense parameter, float32: itself, its gradient, the bucket it is averaged in, two of Adam."""
+
+
+class TablesDoNotFitError(UserError):
+    """No plan fits: exit code 3."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is to be planned.
+
+    Args:
+        module: the unsharded model, its tables marked with their optimizer. batch_rows: rows of a batch per rank.
+        lookups: per table, mean lookups per row for each key that reads it. averages: of dense weights are kept.
+        pinned: a plan to follow.
+    """
+
+    module: nn.Module
+    sharding: ShardingConfig
+    cluster: Cluster
+    lookups: Mapping[str, list[float]]
+    batch_rows: int
+    optimizer: TableOptimizer = field(default_factory=RowWiseAdagrad)
+    averages: bool = False
+    pinned: Plan | None = None
+    model: str = ""
+
+    @property
+    def hosts(self) -> Hosts:
+        """The machines."""
+        return Hosts(self.cluster.hosts, self.cluster.ranks_per_host)
+
+    def dense_bytes(self) -> int:
+        """What the towers' parameters take on every rank while they are trained."""
+        tables = {id(p) for p in self._tables()}
+        return (
+            4
+            * (_DENSE_COPIES + self.averages)
+            * sum(p.numel() for p in self.module.parameters() if id(p) not in tables)
+        )
+
+    def _tables(self) -> list[nn.Parameter]:
+        sharder = make_sharder(self.sharding.communication, torch.device("cpu"))
+        return [
+            tensor
+            for part in self.module.modules()
+            if isinstance(part, sharder.module_type)
+            for tensor in sharder.shardable_parameters(part).values()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """A plan with what it was chosen from."""
+
+    plan: Plan
+    choices: list[TableChoices]
+    capacity: Capacity
+    found: Found
+
+
+def ways_of(layout: Layout, *, rows: int, hosts: Hosts) -> tuple[tuple[str, str], ...]:
+    """What the search may choose from, by TorchRec's names; `auto` takes rows apart only where no rank stays empty."""
+    match layout:
+        case Auto():
+            ways = [("table_wise", "fused")]
+            if not leaves_a_rank_empty(rows, hosts.count * hosts.ranks):
+                ways.append(("row_wise", "fused"))
+            if hosts.count > 1 and not leaves_a_rank_empty(rows, hosts.ranks):
+                ways.append(("table_row_wise", "fused"))
+            return tuple(ways)
+        case Grid():
+            return (("grid_shard", layout.kernel),)
+        case _:
+            return ((layout.kind, kernel_of(layout)),)
+
+
+def solve(
+    problem: Problem,
+    *,
+    progress: Progress = lambda tried, ms: None,
+    asked: Callable[[int, int], None] = lambda done, total: None,
+) -> Solved:
+    """Plans every table.
+
+    Args:
+        progress: of the search. asked: of the estimates, made and to make.
+
+    Raises:
+        UserError: a layout that cannot be right, a table that the model lacks.
+        TablesDoNotFitError: none fits.
+    """
+    allowed = _allowed(problem)
+    sharder = make_sharder(problem.sharding.communication, torch.device(problem.cluster.device.kind))
+    choices = enumerate_choices(
+        problem.module, sharder, topology_of(problem.cluster), allowed, batch_rows=problem.batch_rows, progress=asked
+    )
+    dense, capacity = problem.dense_bytes(), capacity_of(problem)
+    try:
+        found = _follow(problem.pinned, choices) if problem.pinned else search(choices, capacity, progress=progress)
+    except DoesNotFitError as error:
+        raise TablesDoNotFitError(_why_not(problem, choices, choices[error.table], capacity)) from None
+    tables = [
+        planned_table(table, choice, ranks, table.name.removeprefix(TABLE_PREFIX))
+        for table, (choice, ranks) in zip(choices, found.placed, strict=True)
+    ]
+    plan = Plan(
+        model=problem.model,
+        torchrec=metadata.version("torchrec"),
+        cluster=problem.cluster.to_json(),
+        batch_rows=problem.batch_rows,
+        reserve=problem.sharding.reserve,
+        optimizer=problem.optimizer.kind,
+        bound_ms=found.bound_ms,
+        tables=tables,
+        ranks=rank_loads(tables, problem.cluster, dense=dense, reserve=problem.sharding.reserve),
+    )
+    _check_whole(problem, plan)
+    return Solved(plan=plan, choices=choices, capacity=capacity, found=found)
+
+
+def _follow(pinned: Plan, choices: list[TableChoices]) -> Found:
+    """The places that a plan names.
+
+    Raises:
+        UserError: it is of other tables, other ranks, or lays a table as the config does not allow.
+    """
+    where = f"the plan for {pinned.label}"
+    by_name, placed = {table.name: table for table in pinned.tables}, []
+    for table in choices:
+        name = table.name.removeprefix(TABLE_PREFIX)
+        planned = by_name.pop(name, None)
+        if planned is None or (planned.rows, planned.dim, planned.dtype) != (table.rows, table.dim, table.dtype):
+            theirs = "does not have it" if planned is None else f"has {planned.rows:,} x {planned.dim} {planned.dtype}"
+            raise UserError(
+                f"table '{name}' has {table.rows:,} x {table.dim} {table.dtype}, {where} {theirs}: plan again"
+            )
+        shards = tuple(tuple(shard[1:5]) for shard in planned.shards)
+        fitting = [
+            choice
+            for choice in table.choices
+            if (choice.sharding_type, choice.kernel) == (planned.sharding_type, planned.kernel)
+        ]
+        if not fitting:
+            allowed = ", ".join(f"{choice.sharding_type} ({choice.kernel})" for choice in table.choices)
+            raise UserError(
+                f"{where} lays table '{name}' {planned.sharding_type} ({planned.kernel}), and here it may be "
+                f"{allowed}: set sharding.tables, or plan again"
+            )
+        if fitting[0].shards != shards:
+            raise UserError(
+                f"{where} cuts table '{name}' into {len(shards)} other pieces than these ranks need "
+                f"({len(fitting[0].shards)}): plan again for this number of ranks and hosts"
+            )
+        placed.append((fitting[0], tuple(shard[0] for shard in planned.shards)))
+    if by_name:
+        raise UserError(f"{where} has tables that the model lacks: {sorted(by_name)}: plan again")
+    return Found(placed=tuple(placed), busiest_ms=0.0, bound_ms=pinned.bound_ms, tried=0, interrupted=False)
+
+
+def capacity_of(problem: Problem) -> Capacity:
+    """What ranks have for tables: their memory without the reserve and the towers."""
+    cluster, kept = problem.cluster, 1 - problem.sharding.reserve
+    on_device = int(kept * (cluster.device_bytes or cluster.host_bytes)) - problem.dense_bytes()
+    on_host = int(kept * cluster.host_bytes) if cluster.device_bytes else 0
+    ranks = cluster.world_size
+    return Capacity(np.full(ranks, float(on_device)), np.full(ranks, float(on_host)), cluster.ranks_per_host)
+
+
+def _allowed(problem: Problem) -> dict[str, Allowed]:
+    unknown = set(problem.sharding.tables) - set(problem.lookups)
+    if unknown:
+        raise UserError(
+            f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(problem.lookups)}"
+        )
+    shapes, allowed = table_shapes(problem.module), {}
+    for table, lookups in problem.lookups.items():
+        layout, (rows, dim) = problem.sharding.of(table), shapes[table]
+        check_layout(
+            table,
+            layout,
+            rows=rows,
+            dim=dim,
+            optimizer=problem.optimizer,
+            device_type=problem.cluster.device.kind,
+            hosts=problem.hosts,
+            world_size=problem.cluster.world_size,
+        )
+        allowed[TABLE_PREFIX + table] = Allowed(
+            ways=ways_of(layout, rows=rows, hosts=problem.hosts),
+            lookups=tuple(max(mean, 0.01) for mean in lookups),
+            block_columns=dim // layout.columns if isinstance(layout, ColumnWise | Grid) else None,
+            cache_share=problem.sharding.cache_share,
+        )
+    return allowed
+
+
+def _check_whole(problem: Problem, plan: Plan) -> None:
+    """Every table of the model is in the plan, once, and its shards cover it."""
+    planned, wanted = sorted(table.name for table in plan.tables), sorted(table_shapes(problem.module))
+    if planned != wanted:
+        raise AssertionError(f"the plan holds {planned}, the model {wanted}")
+    for table in plan.tables:
+        copies = problem.cluster.world_size if table.sharding_type == "data_parallel" else 1
+        covered = sum(rows * columns for _, _, _, rows, columns, _ in table.shards)
+        if covered != copies * table.rows * table.dim:
+            raise AssertionError(f"the plan covers {covered} numbers of table '{table.name}' on {copies} copies")
+
+
+def _why_not(problem: Problem, choices: list[TableChoices], table: TableChoices, capacity: Capacity) -> str:
+    """The plain reason: which table, how many bytes, on what."""
+    cluster, name = problem.cluster, table.name.removeprefix(TABLE_PREFIX)
+    room, on_host = float(capacity.device_W[0]), float(capacity.host_W[0])
+    ways = ", ".join(dict.fromkeys(f"{choice.sharding_type} ({choice.kernel})" for choice in table.choices))
+    least = min(table.choices, key=lambda c: float(c.device_S.max() + c.host_S.max()))
+    if float(least.device_S.max()) > room:
+        reason = f"{_alone(least, least.device_S)} of {_memory(cluster)}, and a rank has {_gib(room)} for tables"
+    elif float(least.host_S.max()) > on_host:
+        reason = f"{_alone(least, least.host_S)} of host memory, and a rank has {_gib(on_host)} for tables"
+    else:
+        whole = sum(min(float(c.device_S.sum() + c.host_S.sum()) for c in each.choices) for each in choices)
+        have = (room + on_host) * cluster.world_size
+        reason = f"all tables need {_gib(whole)} together, and {cluster.world_size} rank(s) have {_gib(have)} for them"
+    return (
+        f"the tables do not fit on {cluster.label}: no place for table '{name}' ({table.rows:,} x {table.dim} "
+        f"{table.dtype}): {reason}. Allowed for it: {ways}. A rank has "
+        f"{_gib(cluster.device_bytes or cluster.host_bytes)} of {_memory(cluster)}, less "
+        f"{100 * problem.sharding.reserve:.0f}% reserve and {_gib(problem.dense_bytes())} for the towers"
+    )
+
+
+def _alone(choice: Choice, bytes_S: np.ndarray) -> str:
+    pieces = "whole" if len(bytes_S) == 1 else f"cut into {len(bytes_S)} ({choice.sharding_type})"
+    return f"{pieces}, its largest piece needs {_gib(float(bytes_S.max()))}"
+
+
+def _memory(cluster: Cluster) -> str:
+    return "memory" if cluster.device.kind == "cpu" else f"{cluster.name} memory"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"

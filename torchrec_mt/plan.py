@@ -1,0 +1,132 @@
+"""torchrec-mt plan CONFIG.toml ...: where the tables of a model would lie on a cluster that need not exist, what that
+takes and why; no GPU, no process group, no data.
+
+torchrec-mt plan launch/demo.toml --cluster 2x8xH100-80GB
+torchrec-mt plan launch/demo.toml --cluster 1x8xA100-80GB --cluster 1x8xH100-80GB --what-if reader.batch_size=8192
+Exit code 3: the tables do not fit.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torchrec_mt.config import RunConfig, add_config_arguments, load_config
+from torchrec_mt.data.imagined import planned_manifest
+from torchrec_mt.distributed.plans.clusters import Cluster, parse_cluster
+from torchrec_mt.distributed.plans.plan import Plan
+from torchrec_mt.distributed.plans.planner import Problem, Solved, TablesDoNotFitError, solve
+from torchrec_mt.distributed.quiet import quiet_dependencies
+from torchrec_mt.errors import run_program
+from torchrec_mt.reporting.plans import plan_tables, side_by_side
+from torchrec_mt.reporting.terminal import console, progress_bar
+from torchrec_mt.runs import write_atomic
+from torchrec_mt.training.imagined import batch_rows, imagined_problem
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The program's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="torchrec-mt plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--cluster",
+        action="append",
+        metavar="SPEC",
+        help="HOSTSxRANKSxDEVICE such as 2x8xH100-80GB, with changes behind commas (price_per_hour=60), or a TOML "
+        "file; repeatable: side by side. Default: the config's plan.cluster",
+    )
+    parser.add_argument(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE;KEY=VALUE",
+        help="one more plan beside the others, with these keys set; repeatable",
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--output", metavar="FILE", help="write the plan as JSON, for sharding.plan or `plan diff`")
+    return parser
+
+
+def problem_of(config: RunConfig, cluster: Cluster) -> Problem:
+    """What is to be planned for a config on a cluster."""
+    schema = config.dataset
+    return imagined_problem(
+        planned_manifest(schema, schema.path, schema.name, config.plan.tables),
+        schema,
+        cluster,
+        model_config=config.model,
+        sharding=config.sharding,
+        losses=config.loss,
+        optim=config.optim,
+        rows=batch_rows(config.reader, config.negatives, schema, config.trainer.accumulate),
+    )
+
+
+def plan_here(config: RunConfig, cluster: Cluster) -> Solved:
+    """Plans, showing how far it is.
+
+    Raises:
+        TablesDoNotFitError: no plan fits.
+    """
+    with progress_bar() as bar:
+        line = bar.add_task(f"plan {cluster.label}", total=None, note="")
+        return solve(
+            problem_of(config, cluster),
+            asked=lambda done, total: bar.update(line, completed=done, total=total, note="estimates"),
+            progress=lambda tried, ms: bar.update(line, note=f"{tried:,} placements, best {ms:.4g} ms"),
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    quiet_dependencies()
+    cases = list(_cases(arguments))
+    if len(cases) == 1:
+        _, config, cluster = cases[0]
+        solved = plan_here(config, cluster)
+        _say(solved.plan, arguments)
+        if solved.found.interrupted:
+            print("interrupted: this is the best plan so far", file=sys.stderr)
+        return 0
+    plans = [(name, _plan_or_none(config, cluster)) for name, config, cluster in cases]
+    pairs = [config.reader.batch_size * config.trainer.accumulate * cluster.world_size for _, config, cluster in cases]
+    if arguments.json:
+        print(json.dumps({name: json.loads(plan.to_json()) if plan else None for name, plan in plans}, indent=1))
+    else:
+        console().print(side_by_side(plans, pairs))
+    return 0 if all(plan for _, plan in plans) else 3
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[tuple[str, RunConfig, Cluster]]:
+    """What is asked for, with a name of each: every cluster, with the config as it is and with each change."""
+    for change in ("", *arguments.what_if):
+        overrides = [*arguments.overrides, *(part.strip() for part in change.split(";") if part.strip())]
+        config = load_config(arguments.config, overrides)
+        for spec in arguments.cluster or [config.plan.cluster]:
+            cluster = parse_cluster(spec)
+            yield (f"{cluster.label} {change}".strip(), config, cluster)
+
+
+def _plan_or_none(config: RunConfig, cluster: Cluster) -> Plan | None:
+    try:
+        return plan_here(config, cluster).plan
+    except TablesDoNotFitError as error:
+        print(f"{error}", file=sys.stderr)
+        return None
+
+
+def _say(plan: Plan, arguments: argparse.Namespace) -> None:
+    if arguments.output:
+        write_atomic(Path(arguments.output), plan.to_json())
+    if arguments.json:
+        print(plan.to_json(), end="")
+    else:
+        console().print(plan_tables(plan))
+
+
+if __name__ == "__main__":
+    run_program(main)

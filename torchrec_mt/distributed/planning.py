@@ -47,10 +47,11 @@ class ShardingConfig:
     """How tables are laid out over ranks.
 
     Args:
-        default: for tables not named in `tables`. `auto` lets the planner choose between table-wise, row-wise
-            and, on several hosts, table-row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
-            gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
-            rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
+        default: for tables not named in `tables`. `auto` lets the planner choose between table-wise, row-wise and, on
+            several hosts, table-row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no
+            communication, but its gradient is dense, is averaged over ranks every step, and updates every row. Right
+            for small tables, whose rows a batch touches mostly anyway (categories); wrong for ids and tokens by the
+            hundred thousand.
         tables: layout by table. A name alone takes that layout's defaults. communication: what travels between ranks.
         plan: a plan to follow instead of making one: a file that `torchrec-mt plan --json` wrote, or a run folder.
         reserve: share of the memory that the plan leaves to activations, kernels and the system.

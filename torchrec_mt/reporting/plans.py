@@ -121,8 +121,9 @@ def side_by_side(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int])
         pairs: examples of a step, all ranks together, of each.
     """
     table = plain_table("side by side", "")
-    for name, _ in plans:
-        table.add_column(name, justify="right", overflow="fold")
+    letters = [f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[i % 26]}{i // 26 or ''}" for i in range(len(plans))]
+    for letter in letters:
+        table.add_column(letter, justify="right", no_wrap=True)
     table.padding = (0, 2, 0, 0)  # type: ignore[assignment]
     rows = {
         "busiest rank, ms": lambda plan, _: f"{plan.busiest.ms:.4g}",
@@ -134,16 +135,15 @@ def side_by_side(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int])
         "cost per 10⁶ examples": lambda plan, pairs: cost(plan, pairs),
     }
     for name, cell in rows.items():
-        cells = [cell(plan, n) if plan else "does not fit" for (_, plan), n in zip(plans, pairs, strict=True)]
+        cells = [cell(plan, n) if plan else "no fit" for (_, plan), n in zip(plans, pairs, strict=True)]
         table.add_row(name, *cells, end_section=name == list(rows)[-1])
     every = dict.fromkeys(one.name for _, plan in plans if plan for one in plan.tables)
     for name in every:
         ways = [{one.name: way(one) for one in plan.tables}.get(name, "-") if plan else "" for _, plan in plans]
         table.add_row(name, *ways)
-    note = (
-        "cost: of the tables' share of a step alone, from price_per_hour of the cluster; towers and losses come on top"
-    )
-    return Trimmed(Group(table, Text(note, style="dim")))
+    names = (Text(f"{letter}  {name}") for letter, (name, _) in zip(letters, plans, strict=True))
+    note = "cost: of the tables' share of a step alone, by the cluster's price_per_hour; towers and losses come on top"
+    return Trimmed(Group(table, Text(), *names, Text(note, style="dim")))
 
 
 def cost(plan: Plan, pairs: int) -> str:

@@ -35,11 +35,15 @@ class Found:
 
 
 class DoesNotFitError(Exception):
-    """No plan was found that fits. `table` is the first that found no place, in the order largest first."""
+    """No plan was found that fits.
 
-    def __init__(self, table: int) -> None:
+    Args:
+        table: the first that found no place, in the order largest first. left: what ranks could still hold then.
+    """
+
+    def __init__(self, table: int, left: Capacity) -> None:
         super().__init__(f"table {table} finds no place")
-        self.table = table
+        self.table, self.left = table, left
 
 
 def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Progress = lambda tried, ms: None) -> Found:
@@ -109,7 +113,7 @@ def _search(tables: Sequence[TableChoices], capacity: Capacity, work: _Work, pla
         plan = Placement(tables, capacity)
         left_out = _place_all(plan, by_memory, [table.choices for table in tables], by_memory=True)
         if left_out is not None:
-            raise DoesNotFitError(left_out)
+            raise DoesNotFitError(left_out, replace(capacity, device_W=plan.device_W, host_W=plan.host_W))
         found.append(plan)
     found.sort(key=Placement.key)
     for plan in found[:3]:

@@ -3,7 +3,7 @@ takes and why; no GPU, no process group, no data.
 
 torchrec-mt plan launch/demo.toml --cluster 2x8xH100-80GB
 torchrec-mt plan launch/demo.toml --cluster 1x8xA100-80GB --cluster 1x8xH100-80GB --what-if reader.batch_size=8192
-Exit code 3: the tables do not fit.
+Exit code 3: the tables do not fit; then it says why, and searches for changes by which they would.
 """
 
 import argparse
@@ -15,10 +15,13 @@ from pathlib import Path
 from torchrec_mt.config import RunConfig, add_config_arguments, load_config
 from torchrec_mt.data.imagined import planned_manifest
 from torchrec_mt.distributed.plans.clusters import Cluster, parse_cluster
+from torchrec_mt.distributed.plans.fixes import MOST_PLANS, find_fixes
 from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.plans.planner import Problem, Solved, TablesDoNotFitError, solve
+from torchrec_mt.distributed.plans.stuck import Stuck
 from torchrec_mt.distributed.quiet import quiet_dependencies
-from torchrec_mt.errors import run_program
+from torchrec_mt.errors import UserError, run_program
+from torchrec_mt.reporting.fixes import print_fixes
 from torchrec_mt.reporting.plans import plan_tables, side_by_side
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.runs import write_atomic
@@ -80,6 +83,39 @@ def plan_here(config: RunConfig, cluster: Cluster) -> Solved:
         )
 
 
+def say_fixes(error: TablesDoNotFitError, arguments: argparse.Namespace, config: RunConfig) -> int:
+    """Says why the one case asked for does not fit and searches for what would make it fit; returns the exit code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    spec = (arguments.cluster or [config.plan.cluster])[0]
+
+    def plan_case(overrides: Sequence[str], cluster: str | None) -> Plan | None:
+        try:
+            changed = load_config(arguments.config, [*arguments.overrides, *overrides])
+            solved = solve(problem_of(changed, parse_cluster(cluster or spec)))
+        except UserError:  # it does not fit either, or the change and the rest of the config refuse each other
+            return None
+        if solved.found.interrupted:
+            raise KeyboardInterrupt
+        return solved.plan
+
+    stuck = Stuck(
+        problem=problem_of(config, parse_cluster(spec)),
+        table=error.table,
+        cluster=spec,
+        batch_size=config.reader.batch_size,
+    )
+    with progress_bar() as bar:
+        line = bar.add_task("what would fit", total=MOST_PLANS, note="")
+        found = find_fixes(
+            stuck, plan_case, progress=lambda tried, kind: bar.update(line, completed=tried, note=f"changing {kind}")
+        )
+    if arguments.json:
+        print(found.to_json(str(error)), end="")
+    else:
+        print_fixes(found)
+    return error.exit_code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
@@ -87,7 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = list(_cases(arguments))
     if len(cases) == 1:
         _, config, cluster = cases[0]
-        solved = plan_here(config, cluster)
+        try:
+            solved = plan_here(config, cluster)
+        except TablesDoNotFitError as error:
+            return say_fixes(error, arguments, config)
         _say(solved.plan, arguments)
         if solved.found.interrupted:
             print("interrupted: this is the best plan so far", file=sys.stderr)

@@ -1,0 +1,137 @@
+"""Tables that do not fit: what there is to change of them, and by arithmetic alone how far they are from fitting."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from torchrec import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import DataType
+
+from torchrec_mt.distributed.layouts import (
+    Auto,
+    ColumnWise,
+    DataParallel,
+    Grid,
+    Layout,
+    RowWise,
+    TableRowWise,
+    TableWise,
+    kernel_of,
+    leaves_a_rank_empty,
+)
+from torchrec_mt.distributed.plans.planner import Problem, capacity_of
+from torchrec_mt.distributed.table_optimizers import Adagrad, RowWiseAdagrad, Sgd, TableOptimizer
+from torchrec_mt.schema import TABLE_PREFIX
+
+WithKernel = TableWise | RowWise | ColumnWise | TableRowWise | Grid
+_SUSPECTS = 3
+"""Tables that are tried one by one, of each kind of change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StuckTable:
+    """A table of the model. `size`: bytes of its rows and the optimizer's sums; `half`: whether it is float16."""
+
+    name: str
+    rows: int
+    dim: int
+    half: bool
+    layout: Layout
+    size: int
+
+    @property
+    def columns(self) -> int:
+        """Blocks of columns that its layout cuts it into."""
+        return self.layout.columns if isinstance(self.layout, ColumnWise | Grid) else 1
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it lies in the memory of devices (of the host on CPUs)."""
+        return kernel_of(self.layout) in ("fused", "dense")
+
+    @property
+    def rigid(self) -> bool:
+        """Whether its pieces on devices are as large on any number of ranks."""
+        return self.on_device and isinstance(self.layout, TableWise | DataParallel | ColumnWise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stuck:
+    """What does not fit.
+
+    Args:
+        table: the one without a place. cluster: the text that names it. batch_size: `reader.batch_size`.
+    """
+
+    problem: Problem
+    table: str
+    cluster: str
+    batch_size: int
+
+    @cached_property
+    def tables(self) -> list[StuckTable]:
+        """Largest first."""
+        return sorted(_tables(self.problem), key=lambda table: (-table.size, table.name))
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.problem.cluster.world_size
+
+    @cached_property
+    def room(self) -> float:
+        """Bytes that a rank has for tables."""
+        return float(capacity_of(self.problem).device_W[0])
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all tables that lie on devices."""
+        return sum(table.size for table in self.tables if table.on_device)
+
+    def suspects(self, among: Callable[[StuckTable], bool] = lambda table: True) -> list[StuckTable]:
+        """The tables to change alone: the largest, and the one without a place."""
+        some = [table for table in self.tables if among(table)]
+        rest = [table for table in some[_SUSPECTS:] if table.name == self.table]
+        return [*some[: _SUSPECTS - len(rest)], *rest]
+
+    def share(self, table: StuckTable) -> float:
+        """Of a table's bytes, those that may stay, the buffers not counted."""
+        alone = self.room * table.columns if table.rigid else math.inf
+        together = table.size - (self.size - self.room * self.world_size)
+        return max(0.0, min(alone, together, table.size) / table.size)
+
+    @property
+    def helped_by_ranks(self) -> bool:
+        """Whether more ranks could be of use: not where a piece that stays as large is too large."""
+        table = next(table for table in self.tables if table.name == self.table)
+        return self.room > 0 and not (table.rigid and table.size / table.columns > self.room)
+
+    def movable(self, table: StuckTable) -> WithKernel:
+        """A layout of the table that knows kernels: its own, or in place of `auto` and copies one of whole rows."""
+        match table.layout:
+            case Auto() | DataParallel():
+                empty = leaves_a_rank_empty(table.rows, self.world_size)
+                return TableWise(kind="table_wise") if empty else RowWise(kind="row_wise")
+            case layout:
+                return layout
+
+
+def _tables(problem: Problem) -> Iterator[StuckTable]:
+    for part in problem.module.modules():
+        if isinstance(part, EmbeddingBagCollection):
+            for config in part.embedding_bag_configs():
+                name, rows, dim = config.name.removeprefix(TABLE_PREFIX), config.num_embeddings, config.embedding_dim
+                half, layout = config.data_type == DataType.FP16, problem.sharding.of(name)
+                size = rows * dim * (2 if half else 4) + 4 * _sums(problem.optimizer, rows, dim)
+                yield StuckTable(name=name, rows=rows, dim=dim, half=half, layout=layout, size=size)
+
+
+def _sums(optimizer: TableOptimizer, rows: int, dim: int) -> int:
+    match optimizer:
+        case RowWiseAdagrad():
+            return rows
+        case Adagrad():
+            return rows * dim
+        case Sgd():
+            return 0

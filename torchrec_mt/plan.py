@@ -101,6 +101,7 @@ def say_fixes(error: TablesDoNotFitError, arguments: argparse.Namespace, config:
     stuck = Stuck(
         problem=problem_of(config, parse_cluster(spec)),
         table=error.table,
+        piece=error.piece,
         cluster=spec,
         batch_size=config.reader.batch_size,
     )

@@ -16,11 +16,13 @@ _SHOWN = 4
 def print_fixes(found: Fixes) -> None:
     """Each fix with what its plan takes, then how it is asked for, unbroken; or that none was found."""
     if found.fixes:
-        console().print(Trimmed(_table(found)))
+        console().print(Trimmed(_table(found)), "")
     else:
         console().print("no single change was found by which the tables fit")
     for number, fix in enumerate(found.fixes, 1):
         console().print(Text(f"{number}  {_typed(fix)}"), soft_wrap=True)
+    if any(fix.kind == "rows" for fix in found.fixes):
+        console().print(Text("to train with fewer rows: dataset.tables.NAME.max_rows, and prepare again", style="dim"))
     tried = ", ".join(f"{kind} {count}" for kind, count in found.tried.items()) or "none"
     ended = "; interrupted, there may be more" if found.interrupted else ""
     console().print(Text(f"planned again, by what was changed: {tried}{ended}", style="dim"), soft_wrap=True)

@@ -22,8 +22,6 @@ _HOSTS = 1024
 _SMALL_CACHE = 0.02
 _LEAST_ROWS = 0.01
 """Share of a table's rows below which fewer rows are no remedy."""
-_MOST_ROWS = 2**31 - 1
-"""What `max_rows` may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +165,7 @@ def _ranks(stuck: Stuck) -> Ladder:
     def at(size: tuple[int, int]) -> Change:
         hosts, ranks = size
         return Change(
-            says=f"{_count(hosts, 'host')} of {_count(ranks, 'rank')}, {hosts * ranks:,} in place of {stuck.world_size:,}",
+            says=f"{hosts * ranks:,} ranks in place of {stuck.world_size:,}: {_count(hosts, 'host')} of {ranks}",
             cluster=resized(stuck.cluster, hosts=hosts, ranks_per_host=ranks),
         )
 
@@ -260,9 +258,8 @@ def _rows(stuck: Stuck, table: StuckTable) -> Ladder:
     """Fewer rows, in numbers of two digits."""
 
     def at(rows: int) -> Change:
-        trained = " (to train so: max_rows, and prepare again)" if rows <= _MOST_ROWS else ""
         return Change(
-            says=f"table '{table.name}' of {rows:,} rows in place of {table.rows:,}{trained}",
+            says=f"table '{table.name}' of {rows:,} rows in place of {table.rows:,}",
             overrides=(f"plan.tables.{table.name}.rows={rows}",),
         )
 
@@ -279,10 +276,13 @@ def two_digits(count: int) -> list[int]:
 def _batches(stuck: Stuck) -> Ladder:
     """Smaller batches, in 64 to 128 steps. Where even the smallest does not fit, batches are not the reason."""
     step = max(1, 1 << stuck.batch_size.bit_length() - 7)
+    share = (stuck.room - stuck.piece.weights - stuck.piece.sums) / max(1, stuck.piece.buffers)
 
     def at(size: int) -> Change:
         return Change(
-            says=f"batches of {size:,} pairs in place of {stuck.batch_size:,}", overrides=(f"reader.batch_size={size}",)
+            says=f"batches of {size:,} pairs in place of {stuck.batch_size:,}",
+            overrides=(f"reader.batch_size={size}",),
         )
 
-    return _ladder(range((stuck.batch_size - 1) // step * step, 0, -step), at)
+    smaller = range((stuck.batch_size - 1) // step * step, 0, -step)
+    return _ladder(smaller, at, guess=lambda size: size <= share * stuck.batch_size)

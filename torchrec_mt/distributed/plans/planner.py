@@ -23,7 +23,7 @@ from torchrec_mt.distributed.layouts import (
     leaves_a_rank_empty,
 )
 from torchrec_mt.distributed.planning import ShardingConfig, make_sharder, table_shapes
-from torchrec_mt.distributed.plans.choices import Allowed, TableChoices
+from torchrec_mt.distributed.plans.choices import Allowed, Cost, TableChoices
 from torchrec_mt.distributed.plans.clusters import Cluster
 from torchrec_mt.distributed.plans.estimates import enumerate_choices, topology_of
 from torchrec_mt.distributed.plans.placement import Capacity
@@ -42,12 +42,13 @@ class TablesDoNotFitError(UserError):
     """No plan fits: exit code 3.
 
     Args:
-        message: the reason. table: the one without a place.
+        message: the reason. table: the one without a place. piece: what the largest piece of it takes, in the way that
+            takes least of a rank.
     """
 
-    def __init__(self, message: str, table: str) -> None:
+    def __init__(self, message: str, table: str, piece: Cost) -> None:
         super().__init__(message, exit_code=3)
-        self.table = table
+        self.table, self.piece = table, piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,8 @@ def solve(
             dense_bytes=dense,
             reserve=problem.sharding.reserve,
         )
-        raise TablesDoNotFitError(why_not(refused), refused.table.name.removeprefix(TABLE_PREFIX)) from None
+        name = refused.table.name.removeprefix(TABLE_PREFIX)
+        raise TablesDoNotFitError(why_not(refused), name, refused.piece) from None
     tables = [
         planned_table(table, choice, ranks, table.name.removeprefix(TABLE_PREFIX))
         for table, (choice, ranks) in zip(choices, found.placed, strict=True)

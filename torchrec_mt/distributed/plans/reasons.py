@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchrec_mt.distributed.plans.choices import Choice, TableChoices
+from torchrec_mt.distributed.plans.choices import Choice, Cost, TableChoices
 from torchrec_mt.distributed.plans.clusters import GIB, Cluster
 from torchrec_mt.distributed.plans.placement import Capacity
 from torchrec_mt.schema import TABLE_PREFIX
@@ -26,6 +26,16 @@ class Refused:
     dense_bytes: int
     reserve: float
 
+    @property
+    def least(self) -> Choice:
+        """The table's way that takes least of any rank."""
+        return min(self.table.choices, key=lambda c: float(c.device_S.max() + c.host_S.max()))
+
+    @property
+    def piece(self) -> Cost:
+        """What the largest piece of that way takes."""
+        return max(self.least.costs, key=lambda cost: (cost.device, cost.host))
+
 
 def why_not(refused: Refused) -> str:
     """The plain reason."""
@@ -42,14 +52,15 @@ def why_not(refused: Refused) -> str:
 def _reason(refused: Refused) -> str:
     cluster, capacity = refused.cluster, refused.capacity
     room, on_host = float(capacity.device_W[0]), float(capacity.host_W[0])
-    least = min(refused.table.choices, key=lambda c: float(c.device_S.max() + c.host_S.max()))
+    least, piece = refused.least, refused.piece
     if room <= 0:
         return (
             f"the towers alone take {_gib(refused.dense_bytes)} of a rank (weights, gradients, optimizer), which "
-            "leaves nothing for tables: lower model.hidden or model.depth"
+            "leaves nothing for tables: lower model.dim, model.hidden or model.depth"
         )
     if float(least.device_S.max()) > room:
-        return f"{_alone(least)} of {_memory(cluster)}, and a rank has {_gib(room)} for tables"
+        needs = f"{_parts(least, piece)} of {_memory(cluster)}"
+        return f"{_pieces(least)} needs {needs}, and a rank has {_gib(room)} for tables"
     if float(least.host_S.max()) > on_host:
         needs = _gib(float(least.host_S.max()))
         return f"{_pieces(least)} needs {needs} of host memory, and a rank's share has {_gib(on_host)} for tables"
@@ -85,12 +96,11 @@ def _scattered(choice: Choice, left: Capacity, cluster: Cluster) -> str:
     )
 
 
-def _alone(choice: Choice) -> str:
-    """What the largest piece takes on a device, and of what it is made."""
-    cost = choice.costs[choice.cost_of[int(choice.device_S.argmax())]]
-    parts = {"weights": cost.weights, "optimizer's sums": cost.sums, "buffers of the batch": cost.buffers}
-    told = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
-    return f"{_pieces(choice)} needs {_gib(cost.device)} ({told})"
+def _parts(choice: Choice, piece: Cost) -> str:
+    """What a piece takes on a device, and of what it is made."""
+    buffers = "gradients and buffers" if choice.sharding_type == "data_parallel" else "buffers of the batch"
+    parts = {"weights": piece.weights, "optimizer's sums": piece.sums, buffers: piece.buffers}
+    return f"{_gib(piece.device)} ({', '.join(f'{name} {_gib(size)}' for name, size in parts.items() if size)})"
 
 
 def _pieces(choice: Choice) -> str:

@@ -1,6 +1,5 @@
 """Tables that do not fit: what there is to change of them, and by arithmetic alone how far they are from fitting."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from torchrec_mt.distributed.layouts import (
     kernel_of,
     leaves_a_rank_empty,
 )
+from torchrec_mt.distributed.plans.choices import Cost
 from torchrec_mt.distributed.plans.planner import Problem, capacity_of
 from torchrec_mt.distributed.table_optimizers import Adagrad, RowWiseAdagrad, Sgd, TableOptimizer
 from torchrec_mt.schema import TABLE_PREFIX
@@ -52,8 +52,8 @@ class StuckTable:
 
     @property
     def rigid(self) -> bool:
-        """Whether its pieces on devices are as large on any number of ranks."""
-        return self.on_device and isinstance(self.layout, TableWise | DataParallel | ColumnWise)
+        """Whether its pieces are as large on any number of ranks."""
+        return isinstance(self.layout, TableWise | DataParallel | ColumnWise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,13 @@ class Stuck:
     """What does not fit.
 
     Args:
-        table: the one without a place. cluster: the text that names it. batch_size: `reader.batch_size`.
+        table: the one without a place. piece: what the largest piece of it takes (`TablesDoNotFitError`).
+        cluster: the text that names it. batch_size: `reader.batch_size`.
     """
 
     problem: Problem
     table: str
+    piece: Cost
     cluster: str
     batch_size: int
 
@@ -81,8 +83,13 @@ class Stuck:
 
     @cached_property
     def room(self) -> float:
-        """Bytes that a rank has for tables."""
+        """Bytes that a rank's device has for tables (CPUs: the rank's share of the host)."""
         return float(capacity_of(self.problem).device_W[0])
+
+    @cached_property
+    def room_on_host(self) -> float:
+        """Bytes that a rank beside a GPU has for tables in the host's memory."""
+        return float(capacity_of(self.problem).host_W[0])
 
     @cached_property
     def size(self) -> int:
@@ -95,17 +102,30 @@ class Stuck:
         rest = [table for table in some[_SUSPECTS:] if table.name == self.table]
         return [*some[: _SUSPECTS - len(rest)], *rest]
 
-    def share(self, table: StuckTable) -> float:
-        """Of a table's bytes, those that may stay, the buffers not counted."""
-        alone = self.room * table.columns if table.rigid else math.inf
-        together = table.size - (self.size - self.room * self.world_size)
-        return max(0.0, min(alone, together, table.size) / table.size)
+    @property
+    def too_large_alone(self) -> bool:
+        """Whether the piece has no place on an empty rank."""
+        return self.piece.device > self.room or self.piece.host > self.room_on_host
+
+    @property
+    def crowded_by_buffers(self) -> bool:
+        """Whether the piece's buffers alone leave no room for a row of it."""
+        return self.piece.buffers > self.room
 
     @property
     def helped_by_ranks(self) -> bool:
-        """Whether more ranks could be of use: not where a piece that stays as large is too large."""
+        """Whether more ranks could be of use: buffers do not get smaller by them, nor do some pieces."""
         table = next(table for table in self.tables if table.name == self.table)
-        return self.room > 0 and not (table.rigid and table.size / table.columns > self.room)
+        return self.room > 0 and not self.crowded_by_buffers and not (table.rigid and self.too_large_alone)
+
+    def share(self, table: StuckTable) -> float:
+        """About what share of a table may stay."""
+        together = 1 - (self.size - self.room * self.world_size) / table.size if table.on_device else 1.0
+        alone = 1.0
+        if table.name == self.table:
+            on_host = self.room_on_host / self.piece.host if self.piece.host else 1.0
+            alone = min(self.room / self.piece.device if self.piece.device else 1.0, on_host)
+        return max(0.0, min(alone, together, 1.0))
 
     def movable(self, table: StuckTable) -> WithKernel:
         """A layout of the table that knows kernels: its own, or in place of `auto` and copies one of whole rows."""

@@ -115,11 +115,14 @@ def _released(table: StuckTable) -> list[Layout]:
 
 
 def _laid(table: StuckTable, layout: Layout) -> Change:
-    kernel = "" if kernel_of(layout) == "fused" else f" ({kernel_of(layout)})"
     return Change(
-        says=f"table '{table.name}' {layout.kind}{kernel} in place of {table.layout.kind}",
+        says=f"table '{table.name}' {_words(layout)} in place of {_words(table.layout)}",
         overrides=(f"sharding.tables.{table.name}={_text(layout)}",),
     )
+
+
+def _words(layout: Layout) -> str:
+    return layout.kind + (f" ({kernel_of(layout)})" if kernel_of(layout).startswith("fused_uvm") else "")
 
 
 def _text(layout: Layout) -> str:
@@ -134,8 +137,8 @@ def _largest(tables: Sequence[StuckTable], what: str, key: Callable[[StuckTable]
     """The two largest tables changed alike, the three largest, ... all."""
 
     def at(count: int) -> Change:
-        which = "all" if count == len(tables) else "the largest"
-        return Change(says=f"{which} {count} tables {what}", overrides=tuple(key(table) for table in tables[:count]))
+        which = ", ".join(f"'{table.name}'" for table in tables[:count]) if count <= 3 else f"the {count} largest"
+        return Change(says=f"tables {which} {what}", overrides=tuple(key(table) for table in tables[:count]))
 
     return _ladder(range(2, len(tables) + 1), at)
 

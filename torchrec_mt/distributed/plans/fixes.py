@@ -87,6 +87,37 @@ def find_fixes(
     return Fixes(fixes=list(search.found.values()), tried=search.tried, interrupted=search.interrupted)
 
 
+def least_rung(fits: Callable[[int], bool], rungs: int, *, guess: int, steady: bool) -> int | None:
+    """The lowest rung that fits, the last to be asked of all that do; by doubling steps from the guess, then bisection.
+
+    Exact where every rung above one that fits does, too; else a rung that fits above one that does not.
+
+    Args:
+        steady: if the last rung does not fit, none does.
+
+    Returns:
+        None: none was found.
+    """
+    low, high, last, step, rung = -1, rungs, rungs - 1, 1, guess
+    if rungs == 0 or (steady and guess < last and not fits(last)):
+        return None
+    if steady and guess < last:
+        high = last
+    while high - low > 1:
+        if fits(rung):
+            high = rung
+        else:
+            low = rung
+        if low < 0:
+            rung = max(0, high - step)
+        elif high > last:
+            rung = min(last, low + step)
+        else:
+            rung = min(low + step, (low + high) // 2)
+        step *= 2
+    return high if high <= last else None
+
+
 class _EnoughError(Exception):
     """The plannings of a kind of change are used up."""
 
@@ -107,24 +138,11 @@ class _Search:
         self._at, self._kind, self._limit = place, kind, limit
 
     def climb(self, ladder: Ladder) -> bool:
-        """Finds the lowest rung that fits: by doubling steps from the guess, then by bisection."""
-        low, high, step, last = -1, ladder.rungs, 1, ladder.rungs - 1
-        if last < 0 or (ladder.steady and ladder.guess < last and not self._fits(ladder.at(last))):
-            return False
-        if ladder.steady and ladder.guess < last:
-            high = last
-        rung = ladder.guess
-        while high - low > 1:
-            if self._fits(ladder.at(rung)):
-                high = rung
-            else:
-                low = rung
-            if low >= 0 and high <= last:
-                rung = min(low + step, (low + high) // 2)
-            else:
-                rung = max(0, high - step) if low < 0 else min(last, low + step)
-            step *= 2
-        if high > last:
+        """Keeps the least change of a ladder that fits; whether there is one."""
+        rung = least_rung(
+            lambda rung: self._fits(ladder.at(rung)), ladder.rungs, guess=ladder.guess, steady=ladder.steady
+        )
+        if rung is None:
             return False
         self.found[self._at] = replace(self.found[self._at], smallest=True)
         return True

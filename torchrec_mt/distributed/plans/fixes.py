@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from torchrec_mt.distributed.plans.changes import Change, Kind, Ladder, kinds_of_change
+from torchrec_mt.distributed.plans.changes import Kind, kinds_of_change
+from torchrec_mt.distributed.plans.ladders import Change, Ladder, least_rung
 from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.plans.stuck import Stuck
 
@@ -85,37 +86,6 @@ def find_fixes(
     except KeyboardInterrupt:
         search.interrupted = True
     return Fixes(fixes=list(search.found.values()), tried=search.tried, interrupted=search.interrupted)
-
-
-def least_rung(fits: Callable[[int], bool], rungs: int, *, guess: int, steady: bool) -> int | None:
-    """The lowest rung that fits, the last to be asked of all that do; by doubling steps from the guess, then bisection.
-
-    Exact where every rung above one that fits does, too; else a rung that fits above one that does not.
-
-    Args:
-        steady: if the last rung does not fit, none does.
-
-    Returns:
-        None: none was found.
-    """
-    low, high, last, step, rung = -1, rungs, rungs - 1, 1, guess
-    if rungs == 0 or (steady and guess < last and not fits(last)):
-        return None
-    if steady and guess < last:
-        high = last
-    while high - low > 1:
-        if fits(rung):
-            high = rung
-        else:
-            low = rung
-        if low < 0:
-            rung = max(0, high - step)
-        elif high > last:
-            rung = min(last, low + step)
-        else:
-            rung = min(low + step, (low + high) // 2)
-        step *= 2
-    return high if high <= last else None
 
 
 class _EnoughError(Exception):

@@ -50,11 +50,6 @@ class StuckTable:
         """Whether it lies in the memory of devices (of the host on CPUs)."""
         return kernel_of(self.layout) in ("fused", "dense")
 
-    @property
-    def rigid(self) -> bool:
-        """Whether its pieces are as large on any number of ranks."""
-        return isinstance(self.layout, TableWise | DataParallel | ColumnWise)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stuck:
@@ -103,6 +98,11 @@ class Stuck:
         return [*some[: _SUSPECTS - len(rest)], *rest]
 
     @property
+    def excess(self) -> float:
+        """Bytes that all tables on devices have too many."""
+        return self.size - self.room * self.world_size
+
+    @property
     def too_large_alone(self) -> bool:
         """Whether the piece has no place on an empty rank."""
         return self.piece.device > self.room or self.piece.host > self.room_on_host
@@ -115,12 +115,19 @@ class Stuck:
     @property
     def helped_by_ranks(self) -> bool:
         """Whether more ranks could be of use: buffers do not get smaller by them, nor do some pieces."""
-        table = next(table for table in self.tables if table.name == self.table)
-        return self.room > 0 and not self.crowded_by_buffers and not (table.rigid and self.too_large_alone)
+        cluster, layout = self.problem.cluster, self.problem.sharding.of(self.table)
+        match layout:
+            case TableWise() | DataParallel() | ColumnWise():
+                stays = True
+            case TableRowWise() | Grid():
+                stays = cluster.ranks_per_host >= cluster.device.ranks_per_host
+            case _:
+                stays = False
+        return self.room > 0 and not self.crowded_by_buffers and not (stays and self.too_large_alone)
 
     def share(self, table: StuckTable) -> float:
         """About what share of a table may stay."""
-        together = 1 - (self.size - self.room * self.world_size) / table.size if table.on_device else 1.0
+        together = 1 - self.excess / table.size if table.on_device else 1.0
         alone = 1.0
         if table.name == self.table:
             on_host = self.room_on_host / self.piece.host if self.piece.host else 1.0

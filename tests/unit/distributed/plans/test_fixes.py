@@ -18,7 +18,8 @@ from torchrec_mt.distributed.planning import make_sharder
 from torchrec_mt.distributed.plans.changes import two_digits
 from torchrec_mt.distributed.plans.clusters import parse_cluster
 from torchrec_mt.distributed.plans.estimates import topology_of
-from torchrec_mt.distributed.plans.fixes import MOST_PLANS, Fix, find_fixes, least_rung
+from torchrec_mt.distributed.plans.fixes import MOST_PLANS, Fix, find_fixes
+from torchrec_mt.distributed.plans.ladders import least_rung
 from torchrec_mt.distributed.plans.plan import Plan
 
 

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     match list(sys.argv[1:] if argv is None else argv):
         case ["diff", *rest]:
             return _diff(rest)
-        case ["calibrate", *rest]:
+        case ["calibrate" | "--calibrate", *rest]:
             return _calibrate(rest)
         case rest:
             return _plan(rest)

@@ -17,7 +17,10 @@ from torchrec_mt.distributed.plans.choices import Choice, TableChoices
 from torchrec_mt.distributed.plans.placement import Capacity, Placement, better
 
 Progress = Callable[[int, float], None]
-_TIME_FOR_MEMORY, _ROUNDS = 0.005, 4
+_ENOUGH = 0.003
+"""How near to what no plan can undercut a plan is no longer improved."""
+_TIME_FOR_MEMORY, _ROUNDS = 0.02, 5
+"""What less memory may cost in time, as in TorchRec's MemoryBalancedPartitioner; how often less is tried."""
 _GRID = 1000
 """Combinations of tables' choices, up to which all are tried."""
 _TRIES = 200
@@ -59,7 +62,8 @@ def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Prog
         KeyboardInterrupt: before the first was found.
     """
     plans: list[Placement] = []
-    work, interrupted = _Work(progress), False
+    bound = _bound(tables, capacity)
+    work, interrupted = _Work(progress, enough=bound * (1 + _ENOUGH)), False
     try:
         _search(tables, capacity, work, plans)
         _with_less_memory(tables, capacity, work, plans)
@@ -71,28 +75,34 @@ def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Prog
     return Found(
         placed=tuple((choice, tuple(map(int, ranks))) for choice, ranks in map(best.at, range(len(tables)))),
         busiest_ms=best.key()[0],
-        bound_ms=_bound(tables, capacity),
+        bound_ms=bound,
         tried=work.tried,
         interrupted=interrupted,
     )
 
 
 def _bound(tables: Sequence[TableChoices], capacity: Capacity) -> float:
-    """Neither an even spread of the cheapest ways nor the largest piece that some table must have can be undercut."""
+    """Neither an even spread of the cheapest ways nor the largest piece that some table must have can be undercut.
+
+    Raises:
+        DoesNotFitError: a table of which no rank can hold the largest piece, in any way.
+    """
     room, on_host = float(capacity.device_W.max()), float(capacity.host_W.max())
     possible = [
         [choice for choice in table.choices if choice.device_S.max() <= room and choice.host_S.max() <= on_host]
         for table in tables
     ]
+    if not all(possible):
+        raise DoesNotFitError(next(number for number, choices in enumerate(possible) if not choices))
     spread = sum(min(choice.total_ms for choice in choices) for choices in possible) / len(capacity.device_W)
     return max(spread, *(min(float(choice.ms_S.max()) for choice in choices) for choices in possible))
 
 
 class _Work:
-    """Counts what was weighed, and tells."""
+    """Counts what was weighed, and tells. A plan whose busiest rank has at most `enough` ms is not improved."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.tried, self._best, self._progress = 0, np.inf, progress
+    def __init__(self, progress: Progress, *, enough: float) -> None:
+        self.tried, self.enough, self._best, self._progress = 0, enough, np.inf, progress
 
     def tell(self, plan: Placement) -> None:
         self.tried, plan.tried = self.tried + plan.tried, 0
@@ -120,17 +130,19 @@ def _search(tables: Sequence[TableChoices], capacity: Capacity, work: _Work, pla
     found.sort(key=Placement.key)
     for plan in found[:3]:
         _improve(plan, work)
+        if plan.key()[0] <= work.enough:
+            break
     plans.append(min(found, key=Placement.key))
 
 
 def _with_less_memory(tables: Sequence[TableChoices], capacity: Capacity, work: _Work, plans: list[Placement]) -> None:
     """Searches again with less room on every device, halfway to what an even spread needs, and again; appends the last
     plan that costs at most `_TIME_FOR_MEMORY` more time."""
-    limit = plans[-1].key()[0] * (1 + _TIME_FOR_MEMORY)
+    work.enough = plans[-1].key()[0] * (1 + _TIME_FOR_MEMORY)
     used_W = capacity.device_W - plans[-1].device_W
     least, most = float(used_W.mean()), float(used_W.max())
     for _ in range(_ROUNDS):
-        if most <= 1.1 * least:
+        if most <= 1.05 * least:
             return
         room = (least + most) / 2
         tried: list[Placement] = []
@@ -139,7 +151,7 @@ def _with_less_memory(tables: Sequence[TableChoices], capacity: Capacity, work: 
         except DoesNotFitError:
             least = room
             continue
-        if tried[-1].key()[0] <= limit:
+        if tried[-1].key()[0] <= work.enough:
             plans.append(tried[-1])
             most = float((room - tried[-1].device_W).max())
         else:
@@ -214,6 +226,8 @@ def _place_all(
 def _improve(plan: Placement, work: _Work) -> None:
     """Moves tables off the busiest rank, one at a time, as long as that helps."""
     for _ in range(30 * len(plan.tables) + 100):
+        if plan.key()[0] <= work.enough:
+            return
         busiest = int(plan.ms_W.argmax())
         if not (_move(plan, busiest) or _swap(plan, busiest) or _move_two(plan, busiest)):
             return

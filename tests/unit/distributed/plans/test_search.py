@@ -117,7 +117,7 @@ def test_is_near_the_best_of_all_plans(seed: int, device: float) -> None:
         return
     found = search(tables, room)
     check(tables, room, found)
-    assert found.busiest_ms <= 1.05 * best
+    assert found.busiest_ms <= 1.02 * 1.02 * best
 
 
 def test_hosts_and_their_memory() -> None:
@@ -196,4 +196,4 @@ def test_is_at_least_as_good_as_torchrecs_planner(count: int, spec: str, seed: i
     planner.plan(module, [sharder])
     assert planner._best_plan is not None
     theirs = planner._perf_model.rate(planner._best_plan)
-    assert found.busiest_ms <= theirs * 1.005  # what less memory may cost
+    assert found.busiest_ms <= theirs * 1.02  # what less memory may cost

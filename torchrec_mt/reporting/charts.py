@@ -72,9 +72,9 @@ class Part:
     title: str
 
 
-def bar(parts: Sequence[Part], top: float, label: str, mark: float | None = None) -> Markup:
-    """Parts one after the other on a line from 0 to `top`, with a line across at `mark`."""
-    drawn = [_line(_across(tick, top), "0", _across(tick, top), "100%", "grid") for tick in ticks(top)]
+def bar(parts: Sequence[Part], top: float, mark: float | None = None) -> Markup:
+    """Parts one after the other on a line from 0 to `top`, with a line across at `mark`; figures stand beside it."""
+    drawn = [Markup('<use href="#ticks"/>')]
     start = 0.0
     for part in parts:
         if part.value > 0:
@@ -87,7 +87,13 @@ def bar(parts: Sequence[Part], top: float, label: str, mark: float | None = None
         start += part.value
     if mark is not None:
         drawn.append(_line(_across(mark, top), "0", _across(mark, top), "100%", "mean"))
-    return Markup('<svg class="strip" role="img" aria-label="{}">{}</svg>').format(label, Markup().join(drawn))
+    return Markup('<svg class="strip" aria-hidden="true">{}</svg>').format(Markup().join(drawn))
+
+
+def bar_ticks() -> Markup:
+    """The grid that bars use, once a page."""
+    lines = [_line(_across(tick, 1.0), "0", _across(tick, 1.0), "100%", "grid") for tick in ticks(1.0)]
+    return Markup('<g id="ticks">{}</g>').format(Markup().join(lines))
 
 
 def axis(top: float, written: Callable[[float], str] = "{:.3g}".format) -> Markup:

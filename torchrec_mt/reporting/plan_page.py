@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment
 
 from torchrec_mt.distributed.plans.plan import PARTS, Plan, PlannedTable
+from torchrec_mt.reporting.charts import bar_ticks
 from torchrec_mt.reporting.plans import (
     COST_NOTE,
     compared,
@@ -66,7 +67,8 @@ def plan_page(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int]) ->
 @cache
 def _environment() -> Environment:
     return page_environment(
-        {"size": size, "count": count, "ms": milliseconds, "full": "{:,}".format, "fixed": fixed}, {}
+        {"size": size, "count": count, "ms": milliseconds, "full": "{:,}".format, "fixed": fixed},
+        {"bar_ticks": bar_ticks},
     )
 
 
@@ -95,8 +97,8 @@ def _parts(plan: Plan, colours: Mapping[str, int]) -> dict[str, Any]:
         "left_out": len(kinds) - len(shown),
         "legend": [(at + 1, name) for name, at in colours.items() if any(one.name == name for one in plan.tables)],
         "others": sum(table.name not in colours for table in plan.tables),
+        "on_host": any(kind.load.host for kind in shown),
         "hosts": host_tiles(plan, shown, colours),
-        "kinds": shown,
         **memory_bars(shown),
         **time_bars(plan, shown),
         "tables": tables,
@@ -189,4 +191,7 @@ def _table(plan: Plan, table: PlannedTable) -> dict[str, Any]:
 
 
 def _spent(shard: Shard) -> str:
-    return ", ".join(f"{words} {milliseconds(shard.cost[part])}" for part, words in TIMES.items() if shard.cost[part])
+    """The milliseconds of a shard: those of a pass, then those of its communication."""
+    ms = {part: milliseconds(shard.cost[part]) for part in PARTS}
+    passes = (f"{way} {ms[f'{way}_compute']} + {ms[f'{way}_comms']}" for way in ("forward", "backward"))
+    return ", ".join([*passes, *([f"prefetch {ms['prefetch']}"] if shard.cost["prefetch"] else [])])

@@ -1,7 +1,7 @@
 """The ranks of a plan as charts of its page: tiles of a treemap by host, bars of memory, bars of time."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -58,7 +58,7 @@ def _tile(kind: RankKind, share: float, limit: int, colours: Mapping[str, int], 
         areas.append(Area(left, f"{len(rest)} others", f"+{len(rest)}", "t", f"{len(rest)} smaller: {size(left)}"))
         areas.sort(key=lambda area: -area.size)
     width, height = _WIDE if wide else _SMALL
-    return tile(areas, share, f"{kind.name}: {_most_held(kind)}", width=width, height=height)
+    return tile(areas, share, f"tables of {kind.name}", width=width, height=height)
 
 
 def _area(shard: Shard, colours: Mapping[str, int]) -> Area:
@@ -97,9 +97,9 @@ def memory_bars(kinds: Sequence[RankKind]) -> dict[str, Any]:
         rows.append(
             {
                 "kind": kind,
-                "bar": charts.bar(parts, capacity, _spoken(kind, parts)),
+                "bar": charts.bar(parts, capacity),
                 "values": [value for value, _ in told.values()],
-                "host": charts.bar([host], host_capacity, _spoken(kind, [host])) if host_capacity else None,
+                "host": charts.bar([host], host_capacity) if host_capacity else None,
             }
         )
     return {
@@ -122,16 +122,12 @@ def time_bars(plan: Plan, kinds: Sequence[RankKind]) -> dict[str, Any]:
         rows.append(
             {
                 "kind": kind,
-                "bar": charts.bar(parts, top, _spoken(kind, parts), mean),
+                "bar": charts.bar(parts, top, mean),
                 "values": values,
                 "over": kind.load.ms / mean if mean else 1.0,
             }
         )
     return {"time_rows": rows, "time_axis": charts.axis(top), "mean": mean, "time_places": places(top)}
-
-
-def _spoken(kind: RankKind, parts: Iterable[Part]) -> str:
-    return f"{kind.name}: {', '.join(part.title for part in parts)}"
 
 
 def places(most: float) -> int:

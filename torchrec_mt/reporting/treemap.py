@@ -85,24 +85,38 @@ def tile(areas: Sequence[Area], share: float, label: str, *, width: int, height:
     filled = max(share, _LEAST) if areas else 0.0
     boxes = squarify([area.size for area in areas], width, height * filled)
     top = height * (1 - filled)
-    drawn = [_drawn(area, box, top, width, height) for area, box in zip(areas, boxes, strict=True)]
-    return Markup('<svg class="tile" role="img" aria-label="{}">{}</svg>').format(label, Markup().join(drawn))
+    drawn = [(area, Box(box.x, top + box.y, box.width, box.height)) for area, box in zip(areas, boxes, strict=True)]
+    shapes = [_shape(area, box, width, height) for area, box in drawn]
+    texts = [_text(area, box, width, height) for area, box in drawn]
+    return Markup(
+        '<svg class="tile" role="img" aria-label="{}"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none">{}</svg>'
+        "{}</svg>"
+    ).format(label, Markup().join(shapes), Markup().join(texts))
 
 
-def _drawn(area: Area, box: Box, top: float, width: int, height: int) -> Markup:
-    x, y = f"{100 * box.x / width:.2f}%", f"{100 * (top + box.y) / height:.2f}%"
+def _shape(area: Area, box: Box, width: int, height: int) -> Markup:
+    """A rectangle in thousandths of the tile."""
+    left, right = (round(1000 * x / width) for x in (box.x, box.x + box.width))
+    top, bottom = (round(1000 * y / height) for y in (box.y, box.y + box.height))
+    return Markup('<path class="{}" d="M{} {}H{}V{}H{}z"><title>{}</title></path>').format(
+        area.kind, left, top, right, bottom, left, area.title
+    )
+
+
+def _text(area: Area, box: Box, width: int, height: int) -> Markup:
     label = _label(area, box)
-    text = Markup('<text x="{}" y="{}" dx="4" dy="13">{}</text>').format(x, y, label) if label else ""
-    return Markup('<g class="{}"><title>{}</title><rect x="{}" y="{}" width="{:.2f}%" height="{:.2f}%"/>{}</g>').format(
-        area.kind, area.title, x, y, 100 * box.width / width, 100 * box.height / height, text
+    if not label:
+        return Markup()
+    return Markup('<text class="{}" x="{:.1f}%" y="{:.1f}%" dx="4" dy="13">{}</text>').format(
+        area.kind, 100 * box.x / width, 100 * box.y / height, label
     )
 
 
 def _label(area: Area, box: Box) -> str:
-    """The name where it fits, else its beginning, else its mark, else nothing."""
-    letters = int((box.width - 6) / _LETTER)
-    if box.height < _LINE:
-        return ""
+    """The name where it fits, else the mark, else both ends of the name, else nothing."""
+    letters = int((box.width - 6) / _LETTER) if box.height >= _LINE else 0
     if len(area.name) <= letters:
         return area.name
-    return f"{area.name[: letters - 1]}…" if letters >= 7 else area.mark if len(area.mark) <= letters else ""
+    if area.mark or letters < 7:
+        return area.mark if len(area.mark) <= letters else ""
+    return f"{area.name[: (letters - 1) // 2]}…{area.name[-(letters // 2) :]}"

@@ -6,6 +6,8 @@ under several restrictions, and the best are improved by moving tables off the b
 less memory, as long as that costs next to no time. No randomness, no clock: equal tables give equal plans on all ranks.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +18,10 @@ from torchrec_mt.distributed.plans.placement import Capacity, Placement, better
 
 Progress = Callable[[int, float], None]
 _TIME_FOR_MEMORY, _ROUNDS = 0.005, 4
+_GRID = 1000
+"""Combinations of tables' choices, up to which all are tried."""
+_TRIES = 200
+"""How often two tables are moved together, at most, before a plan is taken for as good as it gets."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,8 @@ def _orders(tables: Sequence[TableChoices]) -> tuple[list[int], list[int]]:
 
 def _restrictions(tables: Sequence[TableChoices], capacity: Capacity) -> list[list[Sequence[Choice]]]:
     """The choices that first plans are made of: all; the cheapest; the least for any rank; of one sharding type, each;
-    and the cheapest where the device's memory has such a price that all together take no more than there is."""
+    every combination where they are few; and the cheapest where the device's memory has such a price that all together
+    take no more than there is."""
     every = [table.choices for table in tables]
     found: list[list[Sequence[Choice]]] = [
         list(every),
@@ -162,6 +169,8 @@ def _restrictions(tables: Sequence[TableChoices], capacity: Capacity) -> list[li
         of_kind = [[choice for choice in choices if choice.sharding_type == kind] for choices in every]
         if all(of_kind):
             found.append(list(of_kind))
+    if math.prod(map(len, every)) <= _GRID:
+        found += [[[choice] for choice in combination] for combination in itertools.product(*every)]
     for share in (0.99, 0.95, 0.9):
         priced = _priced(every, share * float(capacity.device_W.sum()))
         if priced is not None:
@@ -206,7 +215,7 @@ def _improve(plan: Placement, work: _Work) -> None:
     """Moves tables off the busiest rank, one at a time, as long as that helps."""
     for _ in range(30 * len(plan.tables) + 100):
         busiest = int(plan.ms_W.argmax())
-        if not (_move(plan, busiest) or _swap(plan, busiest)):
+        if not (_move(plan, busiest) or _swap(plan, busiest) or _move_two(plan, busiest)):
             return
         work.tell(plan)
 
@@ -240,4 +249,25 @@ def _swap(plan: Placement, rank: int) -> bool:
         if better(plan.key(), before):
             return True
         plan.exchange(int(table_M[a]), int(table_M[b]))
+    return False
+
+
+def _move_two(plan: Placement, rank: int) -> bool:
+    """Lays a table of the rank in each way it has, even where that alone is worse, and then another one anew."""
+    before, every = plan.key(), range(len(plan.tables))
+    tries = ((a, b, way) for a in plan.on(rank) for b in every if a != b for way in plan.tables[a].choices)
+    for a, b, way in itertools.islice(tries, _TRIES):
+        place_a, place_b = plan.take(a), plan.take(b)
+        first = plan.best([way])
+        if first is not None:
+            plan.put(a, *first)
+            second = plan.best(plan.tables[b].choices)
+            if second is not None:
+                plan.put(b, *second)
+                if better(plan.key(), before):
+                    return True
+                plan.take(b)
+            plan.take(a)
+        plan.put(a, *place_a)
+        plan.put(b, *place_b)
     return False

@@ -111,7 +111,8 @@ def memory_bars(kinds: Sequence[RankKind]) -> dict[str, Any]:
 
 def time_bars(plan: Plan, kinds: Sequence[RankKind]) -> dict[str, Any]:
     """Bars of what the ranks do in a step, with the mean marked."""
-    top, mean = charts.ceiling(kind.load.ms for kind in kinds), plan.busiest.ms / plan.imbalance
+    most, mean = plan.busiest.ms, plan.busiest.ms / plan.imbalance
+    top = charts.ceiling([most])
     rows = []
     for kind in kinds:
         values = [getattr(kind.load, part) for part in PARTS]
@@ -127,7 +128,7 @@ def time_bars(plan: Plan, kinds: Sequence[RankKind]) -> dict[str, Any]:
                 "over": kind.load.ms / mean if mean else 1.0,
             }
         )
-    return {"time_rows": rows, "time_axis": charts.axis(top), "mean": mean, "time_places": places(top)}
+    return {"time_rows": rows, "time_axis": charts.axis(top), "mean": mean, "time_places": places(most)}
 
 
 def places(most: float) -> int:

@@ -24,6 +24,7 @@ from torchrec_mt.distributed.plans.planner import Problem, Solved, TablesDoNotFi
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.plan_details import calibration_table, diff_tables, explained_tables
+from torchrec_mt.reporting.plan_page import plan_page
 from torchrec_mt.reporting.plans import plan_tables, side_by_side
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.runs import write_atomic
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--output", metavar="FILE", help="write the plan as JSON, for sharding.plan or `plan diff`")
+    parser.add_argument("--html", metavar="FILE", help="write the plan, or all of them side by side, as a page")
     return parser
 
 
@@ -107,17 +109,20 @@ def _plan(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(argv)
     quiet_dependencies()
     cases = list(_cases(arguments))
+    pairs = [config.reader.batch_size * config.trainer.accumulate * cluster.world_size for _, config, cluster in cases]
     if len(cases) == 1:
-        _, config, cluster = cases[0]
+        name, config, cluster = cases[0]
         problem = problem_of(config, cluster)
         solved = _solved(problem)
         names = [table.name for table in solved.plan.tables] if "all" in arguments.explain else arguments.explain
-        _say(solved.plan, explain(problem, solved, names), arguments)
+        explained = explain(problem, solved, names)
+        _write_page([(name, solved.plan)], pairs, arguments)
+        _say(solved.plan, explained, arguments)
         if solved.found.interrupted:
             print("interrupted: this is the best plan so far", file=sys.stderr)
         return 0
     plans = [(name, _plan_or_none(config, cluster)) for name, config, cluster in cases]
-    pairs = [config.reader.batch_size * config.trainer.accumulate * cluster.world_size for _, config, cluster in cases]
+    _write_page(plans, pairs, arguments)
     if arguments.json:
         print(json.dumps({name: json.loads(plan.to_json()) if plan else None for name, plan in plans}, indent=1))
     else:
@@ -153,6 +158,11 @@ def _say(plan: Plan, explained: Sequence[Explained], arguments: argparse.Namespa
         console().print(plan_tables(plan))
         if explained:
             console().print(explained_tables(explained))
+
+
+def _write_page(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int], arguments: argparse.Namespace) -> None:
+    if arguments.html:
+        write_atomic(Path(arguments.html), plan_page(plans, pairs))
 
 
 def _diff(argv: Sequence[str]) -> int:

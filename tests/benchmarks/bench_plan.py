@@ -2,9 +2,9 @@
 
 `seconds` are from the model on meta tensors to a plan of TorchRec, `process s` with the interpreter and all imports.
 "with as little" is ours with no more memory than the fullest rank of TorchRec's plan takes. The same unlike tables
-(rows, widths and lookups drawn), the same ways for every table (all that TorchRec's default sharder offers on GPUs), the
-same imagined cluster. Prints a table, and as its last line one JSON object (see docs/benchmarks.md). TorchRec's planner is
-not asked for 1,000 tables: for 200 it took two minutes.
+(rows, widths and lookups drawn), the same ways for every table (all that TorchRec's default sharder offers on GPUs),
+the same imagined cluster. Prints a table, and as its last line one JSON object (see docs/benchmarks.md). TorchRec's
+planner is not asked for 1,000 tables: for 200 it took two minutes.
 """
 
 import json

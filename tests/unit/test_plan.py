@@ -10,7 +10,7 @@ from torchrec_mt.errors import UserError
 from torchrec_mt.plan import main
 
 Printed = pytest.CaptureFixture[str]
-BASE = ["launch/demo.toml", "launch/overlays/billions.toml"]
+BASE = ["launch/demo.toml", "launch/plans/billions.toml"]
 SMALL = "plan.tables.product_id.rows=50_000_000"
 
 

@@ -20,7 +20,7 @@ CASES = {
     "demo-1x1-h100": (["launch/overlays/gpu_1x1.toml"], "1x1xH100-80GB"),
     "demo-1x8-h100": (["launch/overlays/gpu_1x8.toml"], "1x8xH100-80GB"),
     "demo-2x8-h100": (["launch/overlays/gpu_2x8.toml"], "2x8xH100-80GB"),
-    "billions-16x8-h100": (["launch/overlays/billions.toml"], "16x8xH100-80GB"),
+    "billions-16x8-h100": (["launch/plans/billions.toml"], "16x8xH100-80GB"),
 }
 
 

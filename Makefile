@@ -9,10 +9,10 @@ STUB := requirements/stubs/fbgemm-gpu/pyproject.toml
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format clean ablation bench-step bench-scale bench-peers bench-topk
+.PHONY: help install demo bundlerec complete_journey icecat test test-slow lint format clean ablation bench-step bench-scale bench-peers bench-plan bench-topk
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z_ -]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 $(STAMP): $(wildcard requirements/*.txt) $(STUB) pyproject.toml
 	@echo "installing $(REQUIREMENTS) into .venv (about 1 GB, once)"
@@ -32,6 +32,11 @@ demo: $(STAMP) ## prepare, train and evaluate on the synthetic shop; leaves runs
 	@$(BIN)/torchrec-mt prepare launch/demo.toml
 	@$(BIN)/torchrec-mt train launch/demo.toml --output runs/demo --overwrite
 	@$(BIN)/torchrec-mt evaluate runs/demo
+
+bundlerec complete_journey icecat: $(STAMP) ## prepare, train and evaluate on real data (launch/NAME.toml); leaves runs/NAME
+	@$(BIN)/torchrec-mt prepare launch/$@.toml
+	@$(BIN)/torchrec-mt train launch/$@.toml --output runs/$@ --overwrite
+	@$(BIN)/torchrec-mt evaluate runs/$@
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	@echo "ruff check"
@@ -55,6 +60,9 @@ bench-step: $(STAMP) ## one training step beside plain PyTorch (minutes; wants a
 
 bench-scale: $(STAMP) ## two ranks, rows to 10^8, checkpoints beside dd (minutes; wants an idle machine and 16 GiB)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_scale
+
+bench-plan: $(STAMP) ## our planner beside TorchRec's, 10 to 1,000 tables (two minutes; wants an idle machine)
+	@$(BIN)/python -W ignore -m tests.benchmarks.bench_plan
 
 bench-topk: $(STAMP) ## exact top-k beside FAISS's flat index (minutes; wants an idle machine and 8 GiB)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_topk

@@ -6,6 +6,7 @@ tensorboard/         the same as events       checkpoints/    to go on from, and
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
 tracking.json        the run's id in a tracker
+held.json            bytes of tables by rank
 vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 
@@ -34,8 +35,9 @@ MARK = "config.json"
 DATASET = "dataset.json"
 TRACKING = "tracking.json"
 INIT = "init.json"
+HELD = "held.json"
 _ENVIRONMENT = "environment.json"
-_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", "metrics.jsonl", "training.json", TRACKING, INIT)
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", HELD, "metrics.jsonl", "training.json", TRACKING, INIT)
 _FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "offending_batch")
 _EARLIER = ("model",)
 """What earlier versions wrote."""

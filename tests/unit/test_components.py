@@ -32,12 +32,14 @@ GOLDEN = Path("tests/golden/torchx")
 RANKED = ("train", "evaluate", "mine")
 REQUIRED = {
     "prepare": ["--config", "launch/demo.toml,launch/debug.toml"],
+    "plan": ["--config", "launch/demo.toml,launch/debug.toml", "--cluster", "2x8xH100-80GB"],
     "train": ["--config", "launch/demo.toml,launch/debug.toml"],
     "evaluate": ["--run", "runs/demo"],
     "mine": ["--run", "runs/demo"],
     "compare": ["--first", "runs/a", "--second", "runs/b"],
 }
 EXTRA = {
+    "plan": ["--set=dataset.name=a b", "--json"],
     "prepare": ["launch/overlays/cpu.toml", "--set=dataset.name=a b", "--permutation-check"],
     "train": [
         "launch/overlays/gpu_2x8.toml",
@@ -93,7 +95,9 @@ def test_the_program_reads_what_the_component_starts(program: str) -> None:
 
 def twin(program: str) -> list[str]:
     """What a person types for the same: positional arguments without their names and commas."""
-    return [word for value in REQUIRED[program][1::2] for word in value.split(",")]
+    named = zip(REQUIRED[program][::2], REQUIRED[program][1::2], strict=True)
+    words = [[name, value] if name == "--cluster" else value.split(",") for name, value in named]
+    return [word for part in words for word in part]
 
 
 @pytest.mark.parametrize("program", RANKED)
@@ -111,7 +115,7 @@ def test_sizes_and_retries_reach_the_role(program: str) -> None:
     assert asked["--rdzv_endpoint"].endswith(":29999")
 
 
-@pytest.mark.parametrize("program", ["prepare", "compare"])
+@pytest.mark.parametrize("program", ["prepare", "plan", "compare"])
 def test_sizes_and_retries_of_a_single_process(program: str) -> None:
     sizes = ["--cpu", "16", "--memMB", "64000", "--max_retries", "1", "--env", "A=1"]
     role = app_of(program, *sizes, "--mounts", "type=bind,src=/srv,dst=/workspace/data,readonly").roles[0]

@@ -1,26 +1,21 @@
 """The page of an evaluation: all there, nothing from elsewhere, whole HTML, escaped, readable in both themes."""
 
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.html_pages import EVIL, contrast, needs_browser, opened, read, themes
 from torchrec_mt.reporting import charts
 from torchrec_mt.reporting.charts import Mark
 from torchrec_mt.reporting.page import evaluation_page, half, number, page_path, samples_path, share
 from torchrec_mt.reporting.table import metric_title
 from torchrec_mt.reporting.verdict import signed, verdict
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 METRICS = ["recall@10", "recall@100", "ndcg@10", "mrr@10", "map@10"]
 MAIN = METRICS[:4]
 MEASURES = ["coverage@10", "coverage@100", "novelty@10", "popularity_lift@10", "diversity@10", "cross_category@10"]
-EVIL = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
-VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 def result(anchors: int = 1_234, p_holm: float | None = 0.001, **means: float | None) -> dict[str, Any]:
@@ -146,51 +141,6 @@ def seen(tasks: list[str], *, category: str | None = "hats", title: str = "red h
 EMPTY = {"cosines": {}, "lists": [], "maps": {}}
 
 
-class Balanced(HTMLParser):
-    """Checks that what is opened is closed, that ids are there once, and that links lead somewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        known = dict(attrs)
-        self.ids += [known["id"] or ""] if "id" in known else []
-        self.links += [known[name] or "" for name in ("href", "src", "srcset", "action") if name in known]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data)
-
-
-def read(page: str) -> Balanced:
-    """The parsed page, of which all that must always hold has been checked."""
-    found = Balanced()
-    found.feed(page)
-    found.close()
-    assert page.startswith("<!doctype html>")
-    assert found.open == []
-    assert len(set(found.ids)) == len(found.ids)
-    for link in found.links:
-        assert link == "data:," or (link.startswith("#") and link[1:] in found.ids)
-    assert not re.search(r"https?:|//\w|url\(|@import", page.replace("// A key", "")), "nothing from elsewhere"
-    assert "None" not in " ".join(found.words)
-    assert "nan" not in " ".join(found.words).lower().split()
-    return found
-
-
 def both() -> tuple[dict[str, Any], dict[str, Any]]:
     tasks = {"similar": result(), "complement": result(model=0.4, p_holm=0.2)}
     return judgement(tasks), seen(["similar", "complement"])
@@ -232,23 +182,6 @@ def test_both_themes_are_in_the_style_and_every_colour_is_defined_in_both() -> N
     assert set(light) == set(dark)
     used = set(re.findall(r"var\(--(\w+)\)", evaluation_page(*both())))
     assert used <= set(light)
-
-
-def themes(page: str) -> list[dict[str, str]]:
-    style = page[page.index("<style>") : page.index("</style>")]
-    return [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)]
-
-
-def contrast(first: str, second: str) -> float:
-    """Of two colours, as WCAG 2 defines it."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", [0, 1])
@@ -426,20 +359,6 @@ def test_files_are_named_after_the_judgement() -> None:
     assert samples_path(Path("metrics-valid-last.json")) == Path("samples-valid-last.json")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to open the page with")
+@needs_browser
 def test_a_browser_opens_the_page_and_says_nothing(tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(evaluation_page(*both()), encoding="utf-8")
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-            *("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
-            *("--enable-logging=stderr", "--dump-dom", (tmp_path / "report.html").as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert 'aria-pressed="false"' in done.stdout, "the script has run"
+    assert 'aria-pressed="false"' in opened(evaluation_page(*both()), tmp_path), "the script has run"

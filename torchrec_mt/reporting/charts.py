@@ -1,10 +1,11 @@
-"""Small charts as inline SVG: marks on a line with intervals, histograms, a map. Colours are classes of the styles.
+"""Small charts as inline SVG: marks on a line with intervals, stacked bars, histograms, a map.
 
-Lengths across a strip are shares of its width, so that it fits any column; its words stand beside it as HTML.
+Colours are classes of the styles. Lengths across a strip are shares of its width, so that it fits any column; its words
+stand beside it as HTML.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -62,10 +63,43 @@ def strip(marks: Sequence[Mark], top: float) -> Markup:
     return Markup('<svg class="strip" role="img" aria-label="{}">{}</svg>').format(label, Markup().join(parts))
 
 
-def axis(top: float) -> Markup:
-    """The labels of strips up to `top`."""
+@dataclass(frozen=True)
+class Part:
+    """A piece of a bar; `role` is its class."""
+
+    value: float
+    role: str
+    title: str
+
+
+def bar(parts: Sequence[Part], top: float, mark: float | None = None) -> Markup:
+    """Parts one after the other on a line from 0 to `top`, with a line across at `mark`; figures stand beside it."""
+    drawn = [Markup('<use href="#ticks"/>')]
+    start = 0.0
+    for part in parts:
+        if part.value > 0:
+            wide = f"{_WIDE * part.value / top:.2f}%"
+            drawn.append(
+                Markup('<rect class="{}" x="{}" y="15%" width="{}" height="70%"><title>{}</title></rect>').format(
+                    part.role, _across(start, top), wide, part.title
+                )
+            )
+        start += part.value
+    if mark is not None:
+        drawn.append(_line(_across(mark, top), "0", _across(mark, top), "100%", "mean"))
+    return Markup('<svg class="strip" aria-hidden="true">{}</svg>').format(Markup().join(drawn))
+
+
+def bar_ticks() -> Markup:
+    """The grid that bars use, once a page."""
+    lines = [_line(_across(tick, 1.0), "0", _across(tick, 1.0), "100%", "grid") for tick in ticks(1.0)]
+    return Markup('<g id="ticks">{}</g>').format(Markup().join(lines))
+
+
+def axis(top: float, written: Callable[[float], str] = "{:.3g}".format) -> Markup:
+    """The labels of strips and bars up to `top`."""
     told = [
-        Markup('<text x="{}" y="12" text-anchor="{}">{}</text>').format(_across(tick, top), anchor, f"{tick:.3g}")
+        Markup('<text x="{}" y="12" text-anchor="{}">{}</text>').format(_across(tick, top), anchor, written(tick))
         for tick, anchor in zip(ticks(top), ("start", "middle", "end"), strict=True)
     ]
     return Markup('<svg class="axis" aria-hidden="true">{}</svg>').format(Markup().join(told))

@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from torchrec_mt.reporting import charts
 from torchrec_mt.reporting.charts import Mark
+from torchrec_mt.reporting.rendering import page_environment
 from torchrec_mt.reporting.table import (
     JUDGED_COLUMNS,
     best_value,
@@ -72,18 +73,17 @@ def evaluation_page(evaluation: Mapping[str, Any], samples: Mapping[str, Any]) -
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("torchrec_mt.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    return page_environment(
+        {
+            "number": number,
+            "half": half,
+            "metric": metric_title,
+            "slicing": slicing_title,
+            "share": share,
+            "count": "{:,}".format,
+        },
+        {"key": charts.key, "shapes": charts.shapes, "histogram": charts.histogram, "zip": zip},
     )
-    made.filters |= {"number": number, "half": half, "metric": metric_title, "slicing": slicing_title, "share": share}
-    made.filters["count"] = "{:,}".format
-    made.globals |= {"key": charts.key, "shapes": charts.shapes, "histogram": charts.histogram, "zip": zip}
-    return made
 
 
 def number(value: float | None, digits: int = 4) -> str:

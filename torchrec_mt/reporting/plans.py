@@ -1,6 +1,6 @@
 """A sharding plan as tables for the terminal: its tables, its ranks, and plans side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,6 +10,7 @@ from torchrec_mt.distributed.plans.plan import PARTS, Plan, PlannedTable, RankLo
 from torchrec_mt.reporting.table import plain_table
 from torchrec_mt.reporting.trimmed import Trimmed
 
+COST_NOTE = "cost: of the tables' share of a step alone, by the cluster's price_per_hour; towers and losses come on top"
 _RANKS = 16
 """Ranks shown one by one; of more, those that matter."""
 
@@ -121,29 +122,45 @@ def side_by_side(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int])
         pairs: examples of a step, all ranks together, of each.
     """
     table = plain_table("side by side", "")
-    letters = [f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[i % 26]}{i // 26 or ''}" for i in range(len(plans))]
-    for letter in letters:
+    for letter in letters(len(plans)):
         table.add_column(letter, justify="right", no_wrap=True)
     table.padding = (0, 2, 0, 0)  # type: ignore[assignment]
-    rows = {
-        "busiest rank, ms": lambda plan, _: f"{plan.busiest.ms:.4g}",
+    figures, ways = compared(plans, pairs), compared_ways(plans)
+    for name, cells in figures.items():
+        table.add_row(name, *cells, end_section=name == list(figures)[-1])
+    for name, cells in ways.items():
+        table.add_row(name, *cells)
+    names = (Text(f"{letter}  {name}") for letter, (name, _) in zip(letters(len(plans)), plans, strict=True))
+    return Trimmed(Group(table, Text(), *names, Text(COST_NOTE, style="dim")))
+
+
+def letters(count: int) -> list[str]:
+    """Names of plans side by side: A, B, ... Z, A1, ..."""
+    return [f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[at % 26]}{at // 26 or ''}" for at in range(count)]
+
+
+def compared(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int]) -> dict[str, list[str]]:
+    """What plans take: by the name of a figure, one of each plan; "no fit" where there is none."""
+    figures: dict[str, Callable[[Plan, int], str]] = {
+        "busiest rank, ms": lambda plan, _: milliseconds(plan.busiest.ms),
         "over the mean": lambda plan, _: f"{plan.imbalance:.2f}",
         "fullest rank": lambda plan, _: size(max(rank.used for rank in plan.ranks)),
         "free there": lambda plan, _: size(min(r.capacity - r.reserved - r.used for r in plan.ranks)),
         "host memory": lambda plan, _: size(max(rank.host for rank in plan.ranks)),
         "all tables": lambda plan, _: size(plan.table_bytes),
-        "cost per 10⁶ examples": lambda plan, pairs: cost(plan, pairs),
+        "cost per 10⁶ examples": cost,
     }
-    for name, cell in rows.items():
-        cells = [cell(plan, n) if plan else "no fit" for (_, plan), n in zip(plans, pairs, strict=True)]
-        table.add_row(name, *cells, end_section=name == list(rows)[-1])
-    every = dict.fromkeys(one.name for _, plan in plans if plan for one in plan.tables)
-    for name in every:
-        ways = [{one.name: way(one) for one in plan.tables}.get(name, "-") if plan else "" for _, plan in plans]
-        table.add_row(name, *ways)
-    names = (Text(f"{letter}  {name}") for letter, (name, _) in zip(letters, plans, strict=True))
-    note = "cost: of the tables' share of a step alone, by the cluster's price_per_hour; towers and losses come on top"
-    return Trimmed(Group(table, Text(), *names, Text(note, style="dim")))
+    return {
+        name: [figure(plan, n) if plan else "no fit" for (_, plan), n in zip(plans, pairs, strict=True)]
+        for name, figure in figures.items()
+    }
+
+
+def compared_ways(plans: Sequence[tuple[str, Plan | None]]) -> dict[str, list[str]]:
+    """How each table lies in each plan, by its name; nothing where there is no plan."""
+    ways = [None if plan is None else {one.name: way(one) for one in plan.tables} for _, plan in plans]
+    every = dict.fromkeys(name for found in ways if found for name in found)
+    return {name: ["" if found is None else found.get(name, "-") for found in ways] for name in every}
 
 
 def cost(plan: Plan, pairs: int) -> str:
@@ -166,3 +183,8 @@ def count(rows: int) -> str:
         if rows >= 10**power:
             return f"{rows / 10**power:,.4g} {unit}"
     return f"{rows:,}"
+
+
+def milliseconds(value: float) -> str:
+    """Four digits, in full from 1,000 on."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -25,6 +25,7 @@ from torchrec_mt.training.agreement import check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
+from torchrec_mt.training.held import held_by_ranks
 from torchrec_mt.training.keeper import (
     CheckpointConfig,
     Keeper,
@@ -135,11 +136,12 @@ def train(
     if origin:
         progress.started(describe(origin))
 
+    held = held_by_ranks(model, optimizers, runtime.device)
     after = restored.step if restored else 0
     tags = {"dataset_digest": dataset.manifest.digest, "run": run.url or str(run.place.resolve()), **versions()}
     with (
         _telling_how_to_go_on(run, checkpoint),
-        writing(run, config_json, dataset, plan, runtime, after=after, origin=origin) as log,
+        writing(run, config_json, dataset, plan, held, runtime, after=after, origin=origin) as log,
         tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
     ):
         keeper = _keeper(checkpoint, state, store, run, log, output, restored)

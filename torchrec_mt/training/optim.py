@@ -94,6 +94,13 @@ class Optimizers:
         """Of the last backward, by reference."""
         return [parameter.grad for parameter in self._dense if parameter.grad is not None]
 
+    def replicated_sums(self) -> int:
+        """Bytes that the optimizer of replicated tables remembers, its step counters left out."""
+        optimizer = self._after_backward.get("replicated")
+        states = [] if optimizer is None else [optimizer.state.get(table, {}) for table in optimizer.params.values()]
+        tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in tensors if tensor.dim())
+
     def dense_slots(self) -> list[tuple[str, str, Tensor]]:
         """What the dense optimizer remembers of each weight: weight, name, tensor by reference."""
         optimizer = self._after_backward["dense"]

@@ -11,7 +11,7 @@ from torchrec_mt.data.matching import keep_vocabularies
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.runs import DATASET, INIT, RunFolder, environment, write_atomic
+from torchrec_mt.runs import DATASET, HELD, INIT, RunFolder, environment, write_atomic
 from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.tracking import Record
 
@@ -22,6 +22,7 @@ def writing(
     config_json: str,
     dataset: PreparedDataset,
     plan: Plan,
+    held: list[dict[str, int]],
     here: Runtime,
     *,
     after: int,
@@ -34,6 +35,7 @@ def writing(
         run.start(config_json)
         write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
         write_atomic(run.path / "plan.json", plan.to_json())
+        write_atomic(run.path / HELD, json.dumps(held, indent=1) + "\n")
         keep_vocabularies(dataset, run.path)
         if origin:
             write_atomic(run.path / INIT, json.dumps(origin, indent=1) + "\n")

@@ -1,6 +1,8 @@
 """The machines a plan is made for: hosts x ranks of a device of the catalogue, or of a file, or those of this job."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -82,6 +84,10 @@ class Cluster:
         """A rank's share of its host's memory."""
         return int(self.device.host_memory_gib * GIB) // self.ranks_per_host
 
+    def to_toml(self) -> str:
+        """As a cluster file."""
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.to_json().items())
+
     def to_json(self) -> dict[str, Any]:
         """As a cluster file has it."""
         whole = asdict(self)
@@ -154,18 +160,25 @@ def _from_file(path: Path) -> Cluster:
         raise UserError(f"no cluster file '{path}'") from None
     except ValueError as error:
         raise UserError(f"'{path}' is not valid TOML: {error}") from None
-    name = entries.pop("name", path.stem)
+    return cluster_of({"name": path.stem, **entries}, f"'{path}'")
+
+
+def cluster_of(entries: Mapping[str, Any], where: str) -> Cluster:
+    """The cluster that a file's keys describe; those of a device of the catalogue may be left out.
+
+    Raises:
+        UserError: a key too few or too many, or one that makes no sense.
+    """
+    changes = dict(entries)
+    name = str(changes.pop("name"))
     known = catalogue().get(name)
     wanted = [field.name for field in fields(Device) if field.name != "ranks_per_host"]
-    missing = [key for key in ("hosts", "ranks_per_host", *(wanted if known is None else ())) if key not in entries]
+    missing = [key for key in ("hosts", "ranks_per_host", *(wanted if known is None else ())) if key not in changes]
     if missing:
-        raise UserError(
-            f"'{path}' lacks {', '.join(missing)}: a cluster file has hosts, ranks_per_host and the device's keys"
-        )
-    empty = Device(
-        kind="cpu", source="", ranks_per_host=1, **{key: 0.0 for key in wanted if key not in ("kind", "source")}
-    )
-    return _changed(Cluster(hosts=1, ranks_per_host=1, name=name, device=known or empty), entries, where=f"'{path}'")
+        raise UserError(f"{where} lacks {', '.join(missing)}: a cluster file has these and the device's keys")
+    numbers = {key: 0.0 for key in wanted if key not in ("kind", "source")}
+    empty = Device(kind="cpu", source="", ranks_per_host=1, **numbers)
+    return _changed(Cluster(hosts=1, ranks_per_host=1, name=name, device=known or empty), changes, where=where)
 
 
 def _changed(cluster: Cluster, changes: dict[str, Any], *, where: str) -> Cluster:

@@ -4,6 +4,7 @@ All times and the buffers are estimates of TorchRec's models; weights and sums a
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -140,7 +141,7 @@ class Plan:
         return next(table for table in self.tables if table.name == name)
 
     def to_json(self) -> str:
-        """With a summary that readers need not compute; a line per shard."""
+        """With a summary that readers need not compute; a list of numbers is a line."""
         busiest = self.busiest
         whole = asdict(self) | {
             "summary": {
@@ -152,7 +153,7 @@ class Plan:
                 "fullest_host": max(rank.host for rank in self.ranks),
             }
         }
-        return json.dumps(whole, indent=1) + "\n"
+        return re.sub(r"\[[-\d.e+,\s]+\]", lambda found: " ".join(found[0].split()), json.dumps(whole, indent=1)) + "\n"
 
 
 def plan_from_json(text: str, where: str) -> Plan:

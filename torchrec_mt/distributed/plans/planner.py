@@ -76,6 +76,14 @@ class Problem:
         """The machines."""
         return Hosts(self.cluster.hosts, self.cluster.ranks_per_host)
 
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each table."""
+        return table_shapes(self.module)
+
+    def ways(self, table: str) -> tuple[tuple[str, str], ...]:
+        """Sharding types and kernels that the search may choose from."""
+        return ways_of(self.sharding.of(table), rows=self.shapes()[table][0], hosts=self.hosts)
+
     def dense_bytes(self) -> int:
         """What the towers' parameters take on every rank while they are trained."""
         tables = {id(p) for p in self._tables()}

@@ -6,6 +6,8 @@ under several restrictions, and the best are improved by moving tables off the b
 less memory, as long as that costs next to no time. No randomness, no clock: equal tables give equal plans on all ranks.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +17,14 @@ from torchrec_mt.distributed.plans.choices import Choice, TableChoices
 from torchrec_mt.distributed.plans.placement import Capacity, Placement, better
 
 Progress = Callable[[int, float], None]
-_TIME_FOR_MEMORY, _ROUNDS = 0.005, 4
+_ENOUGH = 0.003
+"""How near to what no plan can undercut a plan is no longer improved."""
+_TIME_FOR_MEMORY, _ROUNDS = 0.02, 5
+"""What less memory may cost in time, as in TorchRec's MemoryBalancedPartitioner; how often less is tried."""
+_GRID = 1000
+"""Combinations of tables' choices, up to which all are tried."""
+_TRIES = 200
+"""How often two tables are moved together, at most, before a plan is taken for as good as it gets."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class DoesNotFitError(Exception):
     """No plan was found that fits.
 
     Args:
-        table: the first that found no place, in the order largest first. left: what ranks could still hold then.
+        table: one too large for any rank, or else the first that found no place, in the order largest first.
+        left: what ranks could still hold then.
     """
 
     def __init__(self, table: int, left: Capacity) -> None:
@@ -57,7 +67,8 @@ def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Prog
         KeyboardInterrupt: before the first was found.
     """
     plans: list[Placement] = []
-    work, interrupted = _Work(progress), False
+    bound = _bound(tables, capacity)
+    work, interrupted = _Work(progress, enough=bound * (1 + _ENOUGH)), False
     try:
         _search(tables, capacity, work, plans)
         _with_less_memory(tables, capacity, work, plans)
@@ -69,28 +80,34 @@ def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Prog
     return Found(
         placed=tuple((choice, tuple(map(int, ranks))) for choice, ranks in map(best.at, range(len(tables)))),
         busiest_ms=best.key()[0],
-        bound_ms=_bound(tables, capacity),
+        bound_ms=bound,
         tried=work.tried,
         interrupted=interrupted,
     )
 
 
 def _bound(tables: Sequence[TableChoices], capacity: Capacity) -> float:
-    """Neither an even spread of the cheapest ways nor the largest piece that some table must have can be undercut."""
+    """Neither an even spread of the cheapest ways nor the largest piece that some table must have can be undercut.
+
+    Raises:
+        DoesNotFitError: a table of which no rank can hold the largest piece, in any way.
+    """
     room, on_host = float(capacity.device_W.max()), float(capacity.host_W.max())
     possible = [
         [choice for choice in table.choices if choice.device_S.max() <= room and choice.host_S.max() <= on_host]
         for table in tables
     ]
+    if not all(possible):
+        raise DoesNotFitError(next(number for number, choices in enumerate(possible) if not choices), capacity)
     spread = sum(min(choice.total_ms for choice in choices) for choices in possible) / len(capacity.device_W)
     return max(spread, *(min(float(choice.ms_S.max()) for choice in choices) for choices in possible))
 
 
 class _Work:
-    """Counts what was weighed, and tells."""
+    """Counts what was weighed, and tells. A plan whose busiest rank has at most `enough` ms is not improved."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.tried, self._best, self._progress = 0, np.inf, progress
+    def __init__(self, progress: Progress, *, enough: float) -> None:
+        self.tried, self.enough, self._best, self._progress = 0, enough, np.inf, progress
 
     def tell(self, plan: Placement) -> None:
         self.tried, plan.tried = self.tried + plan.tried, 0
@@ -118,17 +135,19 @@ def _search(tables: Sequence[TableChoices], capacity: Capacity, work: _Work, pla
     found.sort(key=Placement.key)
     for plan in found[:3]:
         _improve(plan, work)
+        if plan.key()[0] <= work.enough:
+            break
     plans.append(min(found, key=Placement.key))
 
 
 def _with_less_memory(tables: Sequence[TableChoices], capacity: Capacity, work: _Work, plans: list[Placement]) -> None:
     """Searches again with less room on every device, halfway to what an even spread needs, and again; appends the last
     plan that costs at most `_TIME_FOR_MEMORY` more time."""
-    limit = plans[-1].key()[0] * (1 + _TIME_FOR_MEMORY)
+    work.enough = plans[-1].key()[0] * (1 + _TIME_FOR_MEMORY)
     used_W = capacity.device_W - plans[-1].device_W
     least, most = float(used_W.mean()), float(used_W.max())
     for _ in range(_ROUNDS):
-        if most <= 1.1 * least:
+        if most <= 1.05 * least:
             return
         room = (least + most) / 2
         tried: list[Placement] = []
@@ -137,7 +156,7 @@ def _with_less_memory(tables: Sequence[TableChoices], capacity: Capacity, work: 
         except DoesNotFitError:
             least = room
             continue
-        if tried[-1].key()[0] <= limit:
+        if tried[-1].key()[0] <= work.enough:
             plans.append(tried[-1])
             most = float((room - tried[-1].device_W).max())
         else:
@@ -155,7 +174,8 @@ def _orders(tables: Sequence[TableChoices]) -> tuple[list[int], list[int]]:
 
 def _restrictions(tables: Sequence[TableChoices], capacity: Capacity) -> list[list[Sequence[Choice]]]:
     """The choices that first plans are made of: all; the cheapest; the least for any rank; of one sharding type, each;
-    and the cheapest where the device's memory has such a price that all together take no more than there is."""
+    every combination where they are few; and the cheapest where the device's memory has such a price that all together
+    take no more than there is."""
     every = [table.choices for table in tables]
     found: list[list[Sequence[Choice]]] = [
         list(every),
@@ -166,6 +186,8 @@ def _restrictions(tables: Sequence[TableChoices], capacity: Capacity) -> list[li
         of_kind = [[choice for choice in choices if choice.sharding_type == kind] for choices in every]
         if all(of_kind):
             found.append(list(of_kind))
+    if math.prod(map(len, every)) <= _GRID:
+        found += [[[choice] for choice in combination] for combination in itertools.product(*every)]
     for share in (0.99, 0.95, 0.9):
         priced = _priced(every, share * float(capacity.device_W.sum()))
         if priced is not None:
@@ -209,8 +231,10 @@ def _place_all(
 def _improve(plan: Placement, work: _Work) -> None:
     """Moves tables off the busiest rank, one at a time, as long as that helps."""
     for _ in range(30 * len(plan.tables) + 100):
+        if plan.key()[0] <= work.enough:
+            return
         busiest = int(plan.ms_W.argmax())
-        if not (_move(plan, busiest) or _swap(plan, busiest)):
+        if not (_move(plan, busiest) or _swap(plan, busiest) or _move_two(plan, busiest)):
             return
         work.tell(plan)
 
@@ -244,4 +268,25 @@ def _swap(plan: Placement, rank: int) -> bool:
         if better(plan.key(), before):
             return True
         plan.exchange(int(table_M[a]), int(table_M[b]))
+    return False
+
+
+def _move_two(plan: Placement, rank: int) -> bool:
+    """Lays a table of the rank in each way it has, even where that alone is worse, and then another one anew."""
+    before, every = plan.key(), range(len(plan.tables))
+    tries = ((a, b, way) for a in plan.on(rank) for b in every if a != b for way in plan.tables[a].choices)
+    for a, b, way in itertools.islice(tries, _TRIES):
+        place_a, place_b = plan.take(a), plan.take(b)
+        first = plan.best([way])
+        if first is not None:
+            plan.put(a, *first)
+            second = plan.best(plan.tables[b].choices)
+            if second is not None:
+                plan.put(b, *second)
+                if better(plan.key(), before):
+                    return True
+                plan.take(b)
+            plan.take(a)
+        plan.put(a, *place_a)
+        plan.put(b, *place_b)
     return False

@@ -3,7 +3,8 @@
 Every program ends with `if __name__ == "__main__": run_program(main)`; `torchrec-mt PROGRAM` goes through
 `exit_code_of` too, so both ways give the same messages and exit codes:
 
-    0 done    1 the check or the run failed    2 mend your input    130 interrupted    141 nobody reads stdout
+    0 done    1 the check or the run failed    2 mend your input    3 the tables do not fit
+    130 interrupted    141 nobody reads stdout
 """
 
 import errno

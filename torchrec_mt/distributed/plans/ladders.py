@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torchrec_mt.distributed.plans.stuck import StuckTable
 
-T = TypeVar("T")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class Ladder:
 
 
 def ladder(
-    values: Sequence[T],
-    at: Callable[[T], Change],
+    values: Sequence[_Value],
+    at: Callable[[_Value], Change],
     *,
-    guess: Callable[[T], bool] = lambda value: True,
+    guess: Callable[[_Value], bool] = lambda value: True,
     steady: bool = True,
 ) -> Ladder:
     """A ladder of values.

@@ -9,9 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
-from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
@@ -59,9 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def evaluate_run(run: RunFolder, config: RunConfig, which: str, path: Path) -> dict[str, object] | None:
     """All tasks of the dataset, model and baselines, written to `path`. Called on every rank; told on the main one."""
-    schema = config.dataset
-    dataset = PreparedDataset.open(schema.path)
-    dataset.check_declaration(schema)
+    dataset, schema = open_dataset(config)
     run.check_dataset(dataset.manifest.digest, schema.path)
     columns = slice_columns(dataset, config.evaluate.slices)
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
-from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError, run_program
@@ -68,9 +67,7 @@ def _path(run: RunFolder) -> Path:
 
 def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None, wish: float) -> dict[str, Any] | None:
     """Every candidate entity of the tasks, written to the run. Called on every rank; told on the main one."""
-    schema = config.dataset
-    dataset = PreparedDataset.open(schema.path)
-    dataset.check_declaration(schema)
+    dataset, schema = open_dataset(config)
     run.check_dataset(dataset.manifest.digest, schema.path)
     info = dataset.manifest.tasks
     tasks = chosen_tasks(wanted, judged_tasks(dataset, config.evaluate), config.evaluate.split)

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
-from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mined import MARK as MINED
 from torchrec_mt.data.mined import check_place, write_mined
 from torchrec_mt.distributed.collectives import on_main
@@ -50,9 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def mine_run(run: RunFolder, config: RunConfig, output: Output, depth: int, per_anchor: int, margin: float) -> Any:
     """Mines every trained task; called on every rank. Returns what `mined.json` says."""
-    schema = config.dataset
-    dataset = PreparedDataset.open(schema.path)
-    dataset.check_declaration(schema)
+    dataset, schema = open_dataset(config)
     run.check_dataset(dataset.manifest.digest, schema.path)
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         folder = on_main(lambda: _free_place(output))

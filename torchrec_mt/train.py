@@ -21,8 +21,8 @@ from torchrec_mt.config import (
     check_keys,
     config_to_json,
     load_config,
+    open_dataset,
 )
-from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.preparation import check_schema
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime, runtime
@@ -117,8 +117,7 @@ def train_here(
     Args:
         asked: whether this rank was asked to end.
     """
-    dataset = PreparedDataset.open(config.dataset.path)
-    dataset.check_declaration(config.dataset)
+    dataset, schema = open_dataset(config)
     output = Output(run_path, mark=MARK, parts=PARTS)
     run, again = on_main(lambda: _place(config, output, overwrite=overwrite, resume=resume))
     if again:
@@ -128,7 +127,7 @@ def train_here(
         outcome = train(
             run,
             dataset,
-            config.dataset,
+            schema,
             config_json=config_to_json(config),
             reader_config=config.reader,
             negatives=config.negatives,

@@ -12,7 +12,7 @@ from tests.tiny_run import here, logged, tiny_config, write_tiny_dataset
 from torchrec_mt.config import RunConfig
 from torchrec_mt.data.dataset import MANIFEST, PreparedDataset, declaration_json, manifest_to_json
 from torchrec_mt.data.part import dataset_of_schema, schema_of_tasks
-from torchrec_mt.train import train_here
+from torchrec_mt.workflows.training import train_here
 
 TASKS = ("alike",)  # no query: neither its tower nor its words are there
 

@@ -65,6 +65,14 @@ class TrainerConfig:
         within(self, 1, 1_000_000_000, "log_every")
         within(self, 0.1, 1_000_000, "stuck_seconds")
 
+    def planned_steps(self, batches_per_epoch: int) -> int:
+        """Steps of a run that is not stopped early.
+
+        Args:
+            batches_per_epoch: of all ranks together, until as many pairs have passed as the training split holds.
+        """
+        return self.steps or max(1, round(self.epochs * batches_per_epoch / self.accumulate))
+
 
 class Progress(Protocol):
     """What shows training to a person; called on the main rank."""

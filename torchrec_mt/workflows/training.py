@@ -34,12 +34,17 @@ def train_here(
     overwrite: bool = False,
     resume: bool = False,
     init_from: str | None = None,
+    lanes: int | None = None,
     show: bool = True,
     asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, object]:
-    """The same in a job that was joined already, of a schema that was checked; the outcome on every rank.
+    """Trains into a run folder, in a job that was joined already and by a schema that was checked.
+
+    Returns the outcome (best step and metric, steps, path), on every rank.
 
     Args:
+        resume: go on with the run in the folder. init_from: a run whose weights a new one starts from.
+        lanes: in which a new run's batches are read; None: as many as there are ranks.
         asked: whether this rank was asked to end.
     """
     dataset, schema = open_dataset(config)
@@ -70,6 +75,7 @@ def train_here(
             asked=asked,
             resume=again,
             earlier=earlier,
+            lanes=lanes,
         )
     on_main(output.update)
     return outcome

@@ -1,10 +1,12 @@
 """The judgement of a run from its whole config: model, baselines, records, page."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from torchrec_mt.config import RunConfig, open_dataset
 from torchrec_mt.data.collate import Collator
+from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.reporting.page import evaluation_page, page_path, samples_path
@@ -12,9 +14,10 @@ from torchrec_mt.reporting.terminal import progress_bar
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
 from torchrec_mt.retrieval.encode import vectors_of
-from torchrec_mt.retrieval.evaluator import evaluate_tasks, judged_tasks, ranked_depth, terms
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, evaluate_tasks, judged_tasks, ranked_depth, terms
 from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.retrieval.records import records_path, writing_records
+from torchrec_mt.retrieval.results import MODEL
 from torchrec_mt.retrieval.samples import choose, encode_chosen, samples_json
 from torchrec_mt.retrieval.slices import slice_columns
 from torchrec_mt.runs import RunFolder, write_atomic
@@ -71,10 +74,7 @@ def evaluate_here(
         encoded = encode_chosen(dataset, sampled, vectors_of(model, collator, here.device))
 
         def judge() -> dict[str, object]:
-            rankers: dict[str, dict[str, Ranker]] = {
-                name: {"model": models[name], **baseline_rankers(dataset, name, config.evaluate, model=models[name])}
-                for name in tasks
-            }
+            rankers = {name: partial(_systems, dataset, name, config.evaluate, models[name]) for name in tasks}
             about = terms(config.evaluate, which, dataset.manifest.digest)
             with writing_records(records_path(path), dataset, about, config.evaluate.metrics, columns) as records:
                 evaluation = evaluate_tasks(dataset, rankers, config.evaluate, progress=show, records=records)
@@ -87,3 +87,8 @@ def evaluate_here(
 
         evaluation = on_main(judge)
         return evaluation if here.is_main else None
+
+
+def _systems(dataset: PreparedDataset, task: str, config: EvaluateConfig, model: Ranker) -> dict[str, Ranker]:
+    """The model of a task and its baselines."""
+    return {MODEL: model, **baseline_rankers(dataset, task, config, model=model)}

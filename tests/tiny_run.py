@@ -18,9 +18,9 @@ from torchrec_mt.config import RunConfig, apply_overrides, check_config
 from torchrec_mt.data.dataset import MANIFEST, declaration_json, manifest_to_json
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.train import train_here
 from torchrec_mt.training.preemption import preemption
 from torchrec_mt.training.step import Steps
+from torchrec_mt.workflows.training import train_here
 
 BASE: dict[str, Any] = {
     "reader": {"batch_size": 60},

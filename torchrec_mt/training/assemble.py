@@ -68,14 +68,12 @@ def check_tables(spec: ModelSpec, model_config: ModelConfig, sharding: ShardingC
 
 def pooling_factors(manifest: Manifest) -> dict[str, list[float]]:
     """Per table, mean lookups per row of the batch for each key that reads it (the planner's input)."""
-    return {
-        table: [
+    factors: dict[str, list[float]] = {table: [] for table in manifest.tables}
+    for slot in assign_slots(manifest):
+        factors[slot.table].append(
             max(manifest.entities[entity].features[feature].mean_bag for entity, feature in slot.features.items())
-            for slot in assign_slots(manifest)
-            if slot.table == table
-        ]
-        for table in manifest.tables
-    }
+        )
+    return factors
 
 
 def build_model(

@@ -66,6 +66,8 @@ def test_all_ranks_end_with_a_message() -> None:
     assert ranks[1]["too large"].startswith(
         "the tables do not fit on 1x2xCPU: no place for table 'a' (1,000,000,000,000 x "
     )
+    assert "`torchrec-mt plan CONFIG --cluster 1x2xCPU" in ranks[1]["too large"]
+    assert ranks[1]["too large"].endswith("` searches for what would fit")
     assert ranks[0]["too large"] == f"rank 1 failed: {ranks[1]['too large']}"
     assert {rank["few rows"] for rank in ranks} == {"table_wise"}
     assert ranks[0]["hosts"].startswith(

@@ -64,6 +64,17 @@ class Cluster:
         return f"{self.hosts}x{self.ranks_per_host}x{self.name}"
 
     @property
+    def spec(self) -> str:
+        """The label with what is not as the catalogue has it: `parse_cluster` gives the same cluster back."""
+        usual = catalogue()[self.name]
+        changes = {
+            key: getattr(self.device, key) for key in _NUMBERS if getattr(self.device, key) != getattr(usual, key)
+        }
+        if self.price_per_hour is not None:
+            changes["price_per_hour"] = self.price_per_hour
+        return ",".join([self.label, *(f"{key}={value!r}" for key, value in changes.items())])
+
+    @property
     def device_bytes(self) -> int:
         """Memory of one device; 0 on CPUs."""
         return int(self.device.memory_gib * GIB) if self.device.kind == "cuda" else 0
@@ -83,6 +94,10 @@ class Cluster:
         device = whole.pop("device")
         device.pop("ranks_per_host")
         return {key: value for key, value in (whole | device).items() if value is not None}
+
+
+_COUNTS = ("hosts", "ranks_per_host")
+_NUMBERS = tuple(field.name for field in fields(Device) if field.name.endswith(("_gib", "_gb_s")))
 
 
 @cache
@@ -107,6 +122,20 @@ def parse_cluster(text: str) -> Cluster:
         except ValueError:
             raise UserError(f"--cluster {text}: '{change}' is not of the form KEY=NUMBER") from None
     return cluster
+
+
+def resized(text: str, *, hosts: int, ranks_per_host: int) -> str:
+    """The text of the same machines, another number of them; a price grows with the ranks."""
+    cluster, (what, *changes) = parse_cluster(text), (part.strip() for part in text.split(","))
+    sized = (*_COUNTS, "price_per_hour")
+    kept = [change for change in changes if change.partition("=")[0].strip() not in sized]
+    if what.endswith(".toml"):
+        kept = [f"hosts={hosts}", f"ranks_per_host={ranks_per_host}", *kept]
+    else:
+        what = f"{hosts}x{ranks_per_host}x{cluster.name}"
+    if cluster.price_per_hour is not None:
+        kept.append(f"price_per_hour={cluster.price_per_hour * hosts * ranks_per_host / cluster.world_size:.6g}")
+    return ",".join([what, *kept])
 
 
 def _from_name(text: str) -> Cluster:
@@ -153,13 +182,12 @@ def cluster_of(entries: Mapping[str, Any], where: str) -> Cluster:
 
 
 def _changed(cluster: Cluster, changes: dict[str, Any], *, where: str) -> Cluster:
-    mine = ("hosts", "ranks_per_host", "price_per_hour")
-    numbers = [field.name for field in fields(Device) if field.name.endswith(("_gib", "_gb_s"))]
+    mine = (*_COUNTS, "price_per_hour")
     for key, value in changes.items():
         if key in ("kind", "source"):
             allowed, good = "cuda or cpu" if key == "kind" else "a text", value in ("cuda", "cpu") or key == "source"
-        elif key in mine or key in numbers:
-            whole = key in ("hosts", "ranks_per_host")
+        elif key in mine or key in _NUMBERS:
+            whole = key in _COUNTS
             good = (
                 isinstance(value, int | float)
                 and 0 <= value < 1e12
@@ -168,7 +196,7 @@ def _changed(cluster: Cluster, changes: dict[str, Any], *, where: str) -> Cluste
             allowed = "a whole number from 1" if whole else "a number from 0"
             value = int(value) if good and whole else value
         else:
-            raise UserError(f"{where}: unknown key '{key}': one of {', '.join([*mine, *numbers])}")
+            raise UserError(f"{where}: unknown key '{key}': one of {', '.join([*mine, *_NUMBERS])}")
         if not good:
             raise UserError(f"{where}: {key} = {value!r}: must be {allowed}")
         part = {key: value}

@@ -15,7 +15,7 @@ from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.plans.estimates import sharding_plan, topology_of
 from torchrec_mt.distributed.plans.here import this_cluster
 from torchrec_mt.distributed.plans.plan import Plan, read_plan
-from torchrec_mt.distributed.plans.planner import Problem, solve
+from torchrec_mt.distributed.plans.planner import Problem, TablesDoNotFitError, solve
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
 
@@ -54,6 +54,9 @@ def make_plan(
         )
         solved = solve(problem)
         made = sharding_plan(module, topology_of(problem.cluster), solved.choices, solved.found.placed), solved.plan
+    except TablesDoNotFitError as error:
+        search = f"torchrec-mt plan CONFIG --cluster {problem.cluster.spec}"
+        failure, code = f"{error}. `{search}` searches for what would fit", error.exit_code
     except UserError as error:
         failure, code = str(error), error.exit_code
     _agree(failure, made[0] if made else None, code)

@@ -23,11 +23,12 @@ from torchrec_mt.distributed.layouts import (
     leaves_a_rank_empty,
 )
 from torchrec_mt.distributed.planning import ShardingConfig, make_sharder, table_shapes
-from torchrec_mt.distributed.plans.choices import Allowed, Choice, TableChoices
-from torchrec_mt.distributed.plans.clusters import GIB, Cluster
+from torchrec_mt.distributed.plans.choices import Allowed, Cost, TableChoices
+from torchrec_mt.distributed.plans.clusters import Cluster
 from torchrec_mt.distributed.plans.estimates import enumerate_choices, topology_of
 from torchrec_mt.distributed.plans.placement import Capacity
 from torchrec_mt.distributed.plans.plan import Plan, planned_table, rank_loads
+from torchrec_mt.distributed.plans.reasons import Refused, why_not
 from torchrec_mt.distributed.plans.search import DoesNotFitError, Found, Progress, search
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
@@ -38,10 +39,16 @@ _DENSE_COPIES = 5
 
 
 class TablesDoNotFitError(UserError):
-    """No plan fits: exit code 3."""
+    """No plan fits: exit code 3.
 
-    def __init__(self, message: str) -> None:
+    Args:
+        message: the reason. table: the one without a place. piece: what the largest piece of it takes, in the way that
+            takes least of a rank.
+    """
+
+    def __init__(self, message: str, table: str, piece: Cost) -> None:
         super().__init__(message, exit_code=3)
+        self.table, self.piece = table, piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +153,17 @@ def solve(
     try:
         found = _follow(problem.pinned, choices) if problem.pinned else search(choices, capacity, progress=progress)
     except DoesNotFitError as error:
-        raise TablesDoNotFitError(_why_not(problem, choices, choices[error.table], capacity)) from None
+        refused = Refused(
+            cluster=problem.cluster,
+            choices=choices,
+            table=choices[error.table],
+            capacity=capacity,
+            left=error.left,
+            dense_bytes=dense,
+            reserve=problem.sharding.reserve,
+        )
+        name = refused.table.name.removeprefix(TABLE_PREFIX)
+        raise TablesDoNotFitError(why_not(refused), name, refused.piece) from None
     tables = [
         planned_table(table, choice, ranks, table.name.removeprefix(TABLE_PREFIX))
         for table, (choice, ranks) in zip(choices, found.placed, strict=True)
@@ -252,38 +269,3 @@ def _check_whole(problem: Problem, plan: Plan) -> None:
         covered = sum(rows * columns for _, _, _, rows, columns, _ in table.shards)
         if covered != copies * table.rows * table.dim:
             raise AssertionError(f"the plan covers {covered} numbers of table '{table.name}' on {copies} copies")
-
-
-def _why_not(problem: Problem, choices: list[TableChoices], table: TableChoices, capacity: Capacity) -> str:
-    """The plain reason: which table, how many bytes, on what."""
-    cluster, name = problem.cluster, table.name.removeprefix(TABLE_PREFIX)
-    room, on_host = float(capacity.device_W[0]), float(capacity.host_W[0])
-    ways = ", ".join(dict.fromkeys(f"{choice.sharding_type} ({choice.kernel})" for choice in table.choices))
-    least = min(table.choices, key=lambda c: float(c.device_S.max() + c.host_S.max()))
-    if float(least.device_S.max()) > room:
-        reason = f"{_alone(least, least.device_S)} of {_memory(cluster)}, and a rank has {_gib(room)} for tables"
-    elif float(least.host_S.max()) > on_host:
-        reason = f"{_alone(least, least.host_S)} of host memory, and a rank has {_gib(on_host)} for tables"
-    else:
-        whole = sum(min(float(c.device_S.sum() + c.host_S.sum()) for c in each.choices) for each in choices)
-        have = (room + on_host) * cluster.world_size
-        reason = f"all tables need {_gib(whole)} together, and {cluster.world_size} rank(s) have {_gib(have)} for them"
-    return (
-        f"the tables do not fit on {cluster.label}: no place for table '{name}' ({table.rows:,} x {table.dim} "
-        f"{table.dtype}): {reason}. Allowed for it: {ways}. A rank has "
-        f"{_gib(cluster.device_bytes or cluster.host_bytes)} of {_memory(cluster)}, less "
-        f"{100 * problem.sharding.reserve:.0f}% reserve and {_gib(problem.dense_bytes())} for the towers"
-    )
-
-
-def _alone(choice: Choice, bytes_S: np.ndarray) -> str:
-    pieces = "whole" if len(bytes_S) == 1 else f"cut into {len(bytes_S)} ({choice.sharding_type})"
-    return f"{pieces}, its largest piece needs {_gib(float(bytes_S.max()))}"
-
-
-def _memory(cluster: Cluster) -> str:
-    return "memory" if cluster.device.kind == "cpu" else f"{cluster.name} memory"
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.2f} GiB"

@@ -44,11 +44,15 @@ class Found:
 
 
 class DoesNotFitError(Exception):
-    """No plan was found that fits. `table` is the first that found no place, in the order largest first."""
+    """No plan was found that fits.
 
-    def __init__(self, table: int) -> None:
+    Args:
+        table: the first that found no place, in the order largest first. left: what ranks could still hold then.
+    """
+
+    def __init__(self, table: int, left: Capacity) -> None:
         super().__init__(f"table {table} finds no place")
-        self.table = table
+        self.table, self.left = table, left
 
 
 def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Progress = lambda tried, ms: None) -> Found:
@@ -93,7 +97,7 @@ def _bound(tables: Sequence[TableChoices], capacity: Capacity) -> float:
         for table in tables
     ]
     if not all(possible):
-        raise DoesNotFitError(next(number for number, choices in enumerate(possible) if not choices))
+        raise DoesNotFitError(next(number for number, choices in enumerate(possible) if not choices), capacity)
     spread = sum(min(choice.total_ms for choice in choices) for choices in possible) / len(capacity.device_W)
     return max(spread, *(min(float(choice.ms_S.max()) for choice in choices) for choices in possible))
 
@@ -125,7 +129,7 @@ def _search(tables: Sequence[TableChoices], capacity: Capacity, work: _Work, pla
         plan = Placement(tables, capacity)
         left_out = _place_all(plan, by_memory, [table.choices for table in tables], by_memory=True)
         if left_out is not None:
-            raise DoesNotFitError(left_out)
+            raise DoesNotFitError(left_out, replace(capacity, device_W=plan.device_W, host_W=plan.host_W))
         found.append(plan)
     found.sort(key=Placement.key)
     for plan in found[:3]:

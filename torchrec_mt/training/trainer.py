@@ -102,12 +102,18 @@ class Keep(Protocol):
     def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
         """Keeps one: `value` of a validation at this step, `last` where training ends."""
 
+    def before_update(self) -> None:
+        """Waits until tables may change; called in every step right before they do."""
+
 
 class _Nothing:
     def is_due(self, step: int) -> bool:
         return False
 
     def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
+        return
+
+    def before_update(self) -> None:
         return
 
 
@@ -161,6 +167,7 @@ class Trainer:
             accumulate=config.accumulate,
             pipeline=config.pipeline == "auto",
             asked=asked or (lambda: False),
+            before_update=self._keep.before_update,
         )
 
     def run(self, batches: Iterator[Batch], steps: int, *, after: int = 0, stop: EarlyStop | None = None) -> Taken:

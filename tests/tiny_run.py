@@ -18,9 +18,10 @@ from torchrec_mt.config import RunConfig, apply_overrides, check_config
 from torchrec_mt.data.dataset import MANIFEST, declaration_json, manifest_to_json
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.train import train_here
+from torchrec_mt.training.checkpoints.commit import COMMIT
 from torchrec_mt.training.preemption import preemption
 from torchrec_mt.training.step import Steps
+from torchrec_mt.workflows.training import train_here
 
 BASE: dict[str, Any] = {
     "reader": {"batch_size": 60},
@@ -117,3 +118,18 @@ def without_times(line: str) -> dict[str, Any]:
 
 def logged(run: Path) -> list[dict[str, Any]]:
     return [without_times(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """By checkpoint: its marks, the bytes of its tensors by rank, its state."""
+    found = {}
+    for folder in sorted((run / "checkpoints").iterdir()):
+        commit = json.loads((folder / COMMIT).read_text())
+        [state] = folder.glob("state.*.json")
+        ranks = sorted(folder.glob("rank-*.safetensors"))
+        found[folder.name] = {
+            "marks": sorted(commit["marks"]),
+            "tensors": [file.read_bytes() for file in ranks],
+            "state": json.loads(state.read_text()),
+        }
+    return found

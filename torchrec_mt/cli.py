@@ -17,6 +17,7 @@ PROGRAMS = {
     "train": "train a model on a prepared dataset, into a run folder",
     "mine": "hard negatives for the next training, from a run's model",
     "evaluate": "score a run and the baselines over the whole catalogue",
+    "twins": "train one model per task beside a run's one for all, and compare them",
     "compare": "compare the models of two evaluated runs, anchor by anchor",
     "indexes": "measure approximate indexes on a run's vectors, and recommend one",
 }

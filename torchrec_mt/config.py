@@ -17,7 +17,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from torchrec_mt.balancing.static import BalancingConfig
 from torchrec_mt.config_errors import explain, kinds_of
+from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import NegativesConfig
+from torchrec_mt.data.part import dataset_of_schema, schema_of_tasks
 from torchrec_mt.data.reader import ReaderConfig
 from torchrec_mt.data.sources import Source
 from torchrec_mt.distributed.planning import ShardingConfig
@@ -70,6 +72,18 @@ class RunConfig:
 
 
 _ADAPTER = TypeAdapter(RunConfig)
+
+
+def open_dataset(config: RunConfig) -> tuple[PreparedDataset, DatasetConfig]:
+    """The prepared dataset and its schema; of both what the trained tasks need (`trainer.tasks`).
+
+    Raises:
+        UserError: it is not there, or was prepared by another declaration; no such task.
+    """
+    dataset = PreparedDataset.open(config.dataset.path)
+    dataset.check_declaration(config.dataset)
+    schema = schema_of_tasks(config.dataset, config.trainer.tasks)
+    return dataset_of_schema(dataset, schema), schema
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, nargs: Literal["+", "*"] = "+") -> None:

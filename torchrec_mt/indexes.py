@@ -1,6 +1,7 @@
 """torchrec-mt indexes RUN: approximate indexes (FAISS) against exact retrieval, on the vectors of a run's best model.
 
-The numbers go to RUN/evaluation/indexes.json; a sentence recommends the fastest setting that finds the wished share.
+The numbers go to RUN/evaluation/indexes.json, where those of tasks that were not measured stay; a sentence recommends
+the fastest setting that finds the wished share.
 """
 
 import argparse
@@ -15,16 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
-from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.opening import reading
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError, run_program
-from torchrec_mt.reporting.indexes import entity_report, index_sentences, index_tables
+from torchrec_mt.reporting.indexes import FORMAT, entity_report, index_sentences, index_tables, merged_report
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.encode import encode
-from torchrec_mt.retrieval.evaluator import judged_tasks, split_anchors, split_relevant
+from torchrec_mt.retrieval.evaluator import EvaluateConfig, judged_tasks, split_anchors, split_relevant
 from torchrec_mt.retrieval.index_grid import structures
 from torchrec_mt.retrieval.indexes import Questions, measure
 from torchrec_mt.runs import RunFolder, write_atomic
@@ -66,16 +67,46 @@ def _path(run: RunFolder) -> Path:
     return run.evaluation_path.with_name("indexes.json")
 
 
+def _earlier(path: Path) -> dict[str, Any]:
+    """What was measured before; nothing of files in another form.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return {"entities": {}}
+    with reading(path, "remove it, and measure all tasks again"):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report, dict):
+            raise ValueError("it holds no object")
+    return report if report.get("format") == FORMAT else {"entities": {}}
+
+
+def _terms(config: EvaluateConfig, wish: float) -> dict[str, Any]:
+    """What is asked for, and on which machine; on a rank of the job."""
+    return {
+        "split": config.split,
+        "max_anchors": config.max_anchors,
+        "wish": wish,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "faiss": metadata.version("faiss-cpu"),
+    }
+
+
 def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None, wish: float) -> dict[str, Any] | None:
-    """Every candidate entity of the tasks, written to the run. Called on every rank; told on the main one."""
-    schema = config.dataset
-    dataset = PreparedDataset.open(schema.path)
-    dataset.check_declaration(schema)
+    """Every candidate entity of the tasks, written to the run. Called on every rank.
+
+    Returns:
+        What was measured now, on the main rank.
+    """
+    dataset, schema = open_dataset(config)
     run.check_dataset(dataset.manifest.digest, schema.path)
     info = dataset.manifest.tasks
     tasks = chosen_tasks(wanted, judged_tasks(dataset, config.evaluate), config.evaluate.split)
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         line = bar.add_task("indexes", total=None, note="")
+        earlier, terms = on_main(lambda: _earlier(_path(run))), _terms(config.evaluate, wish)
 
         def show(what: str, done: int, total: int) -> None:
             bar.update(line, description=f"indexes: {what}", completed=done, total=total)
@@ -107,23 +138,16 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
             wanted, left_out = structures(*candidate_ND.shape)
             exact, found = measure(candidate_ND, questions, wanted, threads=torch.get_num_threads(), progress=show)
             anchors = {name: len(one.anchor_BD) for name, one in questions.items()}
-            return entity_report(exact, found, left_out, wish, candidates=len(candidate_ND), anchors=anchors)
+            return entity_report(exact, found, left_out, terms, candidates=len(candidate_ND), anchors=anchors)
 
         entities = {}
         for entity in dict.fromkeys(info[name].candidate for name in tasks):
             questions = {name: asked(name) for name in tasks if info[name].candidate == entity}
             candidate_ND = vectors(entity, np.arange(dataset.manifest.entities[entity].count))
             entities[entity] = on_main(partial(measured, candidate_ND, questions))
-        report = {
-            "split": config.evaluate.split,
-            "max_anchors": config.evaluate.max_anchors,
-            "wish": wish,
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "faiss": metadata.version("faiss-cpu"),
-            "entities": entities,
-        }
-        on_main(lambda: write_atomic(_path(run), json.dumps(report, indent=1) + "\n"))
+        report = {"format": FORMAT, "entities": entities}
+        merged = merged_report(earlier, report, {name: task.candidate for name, task in info.items()})
+        on_main(lambda: write_atomic(_path(run), json.dumps(merged, indent=1) + "\n"))
         return report if here.is_main else None
 
 

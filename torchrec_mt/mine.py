@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys
+from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
-from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mined import MARK as MINED
 from torchrec_mt.data.mined import check_place, write_mined
 from torchrec_mt.distributed.collectives import on_main
@@ -22,7 +21,7 @@ from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.dataset import mined_table
 from torchrec_mt.reporting.terminal import console, progress_bar
 from torchrec_mt.retrieval.encode import encode
-from torchrec_mt.retrieval.mining import mine_task
+from torchrec_mt.retrieval.mining import mine_task, of_all_ranks
 from torchrec_mt.runs import RunFolder
 from torchrec_mt.storage import Output
 from torchrec_mt.training.trained import load_run_model
@@ -38,7 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", help="a run folder that `torchrec-mt train` wrote, or its URL")
     parser.add_argument("--output", help="the folder to write, or a URL; default RUN/mined")
-    parser.add_argument("--depth", type=int, default=100, help="how many of the best candidates to look at (100)")
+    parser.add_argument(
+        "--depth",
+        type=int,
+        default=100,
+        help="how many of the best candidates to look at, beyond the catalogue all of it (100)",
+    )
     parser.add_argument("--per-anchor", type=int, default=16, help="negatives kept per anchor, the best-ranked (16)")
     parser.add_argument(
         "--margin", type=float, default=0.1, help="least distance in cosine below the anchor's known candidates (0.1)"
@@ -48,11 +52,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def mine_run(run: RunFolder, config: RunConfig, output: Output, depth: int, per_anchor: int, margin: float) -> Any:
-    """Mines every trained task; called on every rank. Returns what `mined.json` says."""
-    schema = config.dataset
-    dataset = PreparedDataset.open(schema.path)
-    dataset.check_declaration(schema)
+def mine_run(
+    run: RunFolder, config: RunConfig, output: Output, depth: int, per_anchor: int, margin: float
+) -> dict[str, Any] | None:
+    """Mines every trained task, each rank for its part of the anchors. Called on every rank.
+
+    Returns:
+        What `mined.json` says, on the main rank.
+    """
+    dataset, schema = open_dataset(config)
     run.check_dataset(dataset.manifest.digest, schema.path)
     with runtime(config.runtime) as here, progress_bar(enabled=here.is_main) as bar:
         folder = on_main(lambda: _free_place(output))
@@ -73,10 +81,12 @@ def mine_run(run: RunFolder, config: RunConfig, output: Output, depth: int, per_
                 every = np.arange(dataset.manifest.entities[task.candidate].count)
                 catalogues[task.candidate] = encode(model, collator, task.candidate, every, device=here.device)
             id_N = np.flatnonzero(dataset.anchor_frequencies(name))
-            mined[name] = mine_task(
-                encode(model, collator, task.anchor, id_N, task=name, device=here.device),
+            anchor_ND = encode(model, collator, task.anchor, id_N, task=name, device=here.device)
+            own = slice(*(len(id_N) * part // here.world_size for part in (here.rank, here.rank + 1)))
+            found = mine_task(
+                anchor_ND[own],
                 catalogues[task.candidate],
-                id_N,
+                id_N[own],
                 dataset.known_candidates(name),
                 anchors=dataset.manifest.entities[task.anchor].count,
                 same_entity=task.anchor == task.candidate,
@@ -87,6 +97,7 @@ def mine_run(run: RunFolder, config: RunConfig, output: Output, depth: int, per_
                     line, description=f"mine: {name}", completed=done, total=total
                 ),
             )
+            mined[name] = of_all_ranks(found, here.device)
         settings = {"depth": depth, "per_anchor": per_anchor, "margin": margin}
 
         def write() -> dict[str, Any]:
@@ -94,7 +105,8 @@ def mine_run(run: RunFolder, config: RunConfig, output: Output, depth: int, per_
             output.push()
             return about
 
-        return on_main(write)
+        about = on_main(write)
+        return about if here.is_main else None
 
 
 def _free_place(output: Output) -> Path:
@@ -113,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
     output = Output(arguments.output or f"{run.where}/mined", mark=MINED)
     about = mine_run(run, config, output, arguments.depth, arguments.per_anchor, arguments.margin)
+    if about is None:
+        return 0  # the main rank speaks
     if arguments.json:
         print(json.dumps(about))
     else:

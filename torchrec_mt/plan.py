@@ -9,29 +9,25 @@ Exit code 3: the tables do not fit; then it says why, and searches for changes b
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from torchrec_mt.config import RunConfig, add_config_arguments, load_config
-from torchrec_mt.data.imagined import planned_manifest
+from torchrec_mt.config import add_config_arguments
 from torchrec_mt.distributed.plans.calibrate import calibrate
-from torchrec_mt.distributed.plans.clusters import Cluster, parse_cluster
 from torchrec_mt.distributed.plans.diff import diff
 from torchrec_mt.distributed.plans.explain import Explained, explain
-from torchrec_mt.distributed.plans.fixes import MOST_PLANS, find_fixes
 from torchrec_mt.distributed.plans.plan import Plan, read_plan
-from torchrec_mt.distributed.plans.planner import Problem, Solved, TablesDoNotFitError, solve
-from torchrec_mt.distributed.plans.stuck import Stuck
+from torchrec_mt.distributed.plans.planner import TablesDoNotFitError
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.fixes import print_fixes
 from torchrec_mt.reporting.plan_details import calibration_table, diff_tables, explained_tables
 from torchrec_mt.reporting.plan_page import plan_page
 from torchrec_mt.reporting.plans import plan_tables, side_by_side
-from torchrec_mt.reporting.terminal import console, progress_bar
+from torchrec_mt.reporting.terminal import console
 from torchrec_mt.runs import write_atomic
-from torchrec_mt.training.imagined import batch_rows, imagined_problem
+from torchrec_mt.workflows.planning import PlanCase, cases_of, problem_of, solve_visibly, what_would_fit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,66 +63,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def problem_of(config: RunConfig, cluster: Cluster) -> Problem:
-    """What is to be planned for a config on a cluster."""
-    schema = config.dataset
-    return imagined_problem(
-        planned_manifest(schema, schema.path, schema.name, config.plan.tables),
-        schema,
-        cluster,
-        model_config=config.model,
-        sharding=config.sharding,
-        losses=config.loss,
-        optim=config.optim,
-        rows=batch_rows(config.reader, config.negatives, schema, config.trainer.accumulate),
-    )
-
-
-def _solved(problem: Problem) -> Solved:
-    """Plans, showing how far it is.
-
-    Raises:
-        TablesDoNotFitError: no plan fits.
-    """
-    with progress_bar() as bar:
-        line = bar.add_task(f"plan {problem.cluster.label}", total=None, note="")
-        return solve(
-            problem,
-            asked=lambda done, total: bar.update(line, completed=done, total=total, note="estimates"),
-            progress=lambda tried, ms: bar.update(line, note=f"{tried:,} placements, best {ms:.4g} ms"),
-        )
-
-
-def _say_fixes(error: TablesDoNotFitError, problem: Problem, config: RunConfig, arguments: argparse.Namespace) -> int:
-    """Says why the one case asked for does not fit and searches for what would make it fit; returns the exit code."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    spec = (arguments.cluster or [config.plan.cluster])[0]
-
-    def plan_case(overrides: Sequence[str], cluster: str | None) -> Plan | None:
-        try:
-            changed = load_config(arguments.config, [*arguments.overrides, *overrides])
-            solved = solve(problem_of(changed, parse_cluster(cluster or spec)))
-        except UserError:  # it does not fit either, or the change and the rest of the config refuse each other
-            return None
-        if solved.found.interrupted:
-            raise KeyboardInterrupt
-        return solved.plan
-
-    stuck = Stuck(
-        problem=problem, table=error.table, piece=error.piece, cluster=spec, batch_size=config.reader.batch_size
-    )
-    with progress_bar() as bar:
-        line = bar.add_task("what would fit", total=MOST_PLANS, note="")
-        found = find_fixes(
-            stuck, plan_case, progress=lambda tried, kind: bar.update(line, completed=tried, note=f"changing {kind}")
-        )
-    if arguments.json:
-        print(found.to_json(str(error)), end="")
-    else:
-        print_fixes(found)
-    return error.exit_code
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     match list(sys.argv[1:] if argv is None else argv):
@@ -135,30 +71,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         case ["calibrate" | "--calibrate", *rest]:
             return _calibrate(rest)
         case rest:
-            return _plan(rest)
+            arguments = build_parser().parse_args(rest)
+            quiet_dependencies()
+            cases = list(cases_of(arguments.config, arguments.overrides, arguments.cluster or [], arguments.what_if))
+            return _one(cases[0], arguments) if len(cases) == 1 else _several(cases, arguments)
 
 
-def _plan(argv: Sequence[str]) -> int:
-    arguments = build_parser().parse_args(argv)
-    quiet_dependencies()
-    cases = list(_cases(arguments))
-    pairs = [config.reader.batch_size * config.trainer.accumulate * cluster.world_size for _, config, cluster in cases]
-    if len(cases) == 1:
-        name, config, cluster = cases[0]
-        problem = problem_of(config, cluster)
-        try:
-            solved = _solved(problem)
-        except TablesDoNotFitError as error:
-            return _say_fixes(error, problem, config, arguments)
-        names = [table.name for table in solved.plan.tables] if "all" in arguments.explain else arguments.explain
-        explained = explain(problem, solved, names)
-        _write_page([(name, solved.plan)], pairs, arguments)
-        _say(solved.plan, explained, arguments)
-        if solved.found.interrupted:
-            print("interrupted: this is the best plan so far", file=sys.stderr)
-        return 0
-    plans = [(name, _plan_or_none(config, cluster)) for name, config, cluster in cases]
-    _write_page(plans, pairs, arguments)
+def _one(case: PlanCase, arguments: argparse.Namespace) -> int:
+    problem = problem_of(case.config, case.cluster)
+    try:
+        solved = solve_visibly(problem)
+    except TablesDoNotFitError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        found = what_would_fit(case, problem, error)
+        if arguments.json:
+            print(found.to_json(str(error)), end="")
+        else:
+            print_fixes(found)
+        return error.exit_code
+    names = [table.name for table in solved.plan.tables] if "all" in arguments.explain else arguments.explain
+    explained = explain(problem, solved, names)
+    if arguments.output:
+        write_atomic(Path(arguments.output), solved.plan.to_json())
+    if arguments.html:
+        write_atomic(Path(arguments.html), plan_page([(case.name, solved.plan)], [case.pairs]))
+    _say(solved.plan, explained, as_json=arguments.json)
+    if solved.found.interrupted:
+        print("interrupted: this is the best plan so far", file=sys.stderr)
+    return 0
+
+
+def _say(plan: Plan, explained: Sequence[Explained], *, as_json: bool) -> None:
+    if as_json:
+        more = {"explained": [asdict(one) for one in explained]} if explained else {}
+        print(json.dumps(json.loads(plan.to_json()) | more, indent=1))
+        return
+    console().print(plan_tables(plan))
+    if explained:
+        console().print(explained_tables(explained))
+
+
+def _several(cases: Sequence[PlanCase], arguments: argparse.Namespace) -> int:
+    for option in ("output", "explain"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option} is of a single plan: give one --cluster and no --what-if with it")
+    plans, pairs = [(case.name, _plan_or_none(case)) for case in cases], [case.pairs for case in cases]
+    if arguments.html:
+        write_atomic(Path(arguments.html), plan_page(plans, pairs))
     if arguments.json:
         print(json.dumps({name: json.loads(plan.to_json()) if plan else None for name, plan in plans}, indent=1))
     else:
@@ -166,39 +125,12 @@ def _plan(argv: Sequence[str]) -> int:
     return 0 if all(plan for _, plan in plans) else 3
 
 
-def _cases(arguments: argparse.Namespace) -> Iterator[tuple[str, RunConfig, Cluster]]:
-    """What is asked for, with a name of each: every cluster, with the config as it is and with each change."""
-    for change in ("", *arguments.what_if):
-        overrides = [*arguments.overrides, *(part.strip() for part in change.split(";") if part.strip())]
-        config = load_config(arguments.config, overrides)
-        for spec in arguments.cluster or [config.plan.cluster]:
-            cluster = parse_cluster(spec)
-            yield (f"{cluster.label} {change}".strip(), config, cluster)
-
-
-def _plan_or_none(config: RunConfig, cluster: Cluster) -> Plan | None:
+def _plan_or_none(case: PlanCase) -> Plan | None:
     try:
-        return _solved(problem_of(config, cluster)).plan
+        return solve_visibly(problem_of(case.config, case.cluster)).plan
     except TablesDoNotFitError as error:
         print(f"{error}", file=sys.stderr)
         return None
-
-
-def _say(plan: Plan, explained: Sequence[Explained], arguments: argparse.Namespace) -> None:
-    if arguments.output:
-        write_atomic(Path(arguments.output), plan.to_json())
-    if arguments.json:
-        more = {"explained": [asdict(one) for one in explained]} if explained else {}
-        print(json.dumps(json.loads(plan.to_json()) | more, indent=1))
-    else:
-        console().print(plan_tables(plan))
-        if explained:
-            console().print(explained_tables(explained))
-
-
-def _write_page(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int], arguments: argparse.Namespace) -> None:
-    if arguments.html:
-        write_atomic(Path(arguments.html), plan_page(plans, pairs))
 
 
 def _diff(argv: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ tracking.json        the run's id in a tracker
 held.json            bytes of tables by rank
 vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
+twins/TASK/          a run on that task alone       twins/comparison.json   what the run has more than those
 
 A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
 its place once it is worth having; until then the earlier one is untouched.
@@ -36,13 +37,16 @@ DATASET = "dataset.json"
 TRACKING = "tracking.json"
 INIT = "init.json"
 HELD = "held.json"
+TRAINING = "training.json"
 _ENVIRONMENT = "environment.json"
-_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", HELD, "metrics.jsonl", "training.json", TRACKING, INIT)
-_FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "offending_batch")
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", HELD, "metrics.jsonl", TRAINING, TRACKING, INIT)
+_FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "twins", "offending_batch")
 _EARLIER = ("model",)
 """What earlier versions wrote."""
-PARTS = (*_FILES, *(name for name in _FOLDERS if name != "checkpoints"))
-"""What a run and its copy at a URL have in common; checkpoints are written and read there directly."""
+TWINS = "twins"
+TWINS_COMPARISON = f"{TWINS}/comparison.json"
+PARTS = (*_FILES, *(name for name in _FOLDERS if name not in ("checkpoints", TWINS)), TWINS_COMPARISON)
+"""What a run and its copy at a URL have in common; checkpoints are written and read there directly, twins are runs."""
 READ_PARTS = (*_FILES, "evaluation")
 """What of it a program needs that judges or uses its model."""
 _RECORDED = (
@@ -225,13 +229,17 @@ class RunFolder:
         Raises:
             UserError: another digest than at training, or a run that did not get as far as recording it.
         """
-        file = self.path / DATASET
-        trained_on = read_object(file).get("digest") if file.is_file() else None
-        if trained_on != digest:
+        if self.dataset_digest != digest:
             raise UserError(
                 f"run '{self.path}' was trained on another state of the dataset than '{path}' holds now: "
                 "train again, or prepare as it was then"
             )
+
+    @property
+    def dataset_digest(self) -> str | None:
+        """Of the dataset it is trained on; None where it did not get as far as recording it."""
+        file = self.path / DATASET
+        return read_object(file).get("digest") if file.is_file() else None
 
     @property
     def offending_path(self) -> Path:

@@ -125,10 +125,10 @@ def _rows(found: scale_rows.Found) -> Table:
 
 
 def _save(found: scale_save.Found) -> Table:
-    table = Table("save", *(f"{name} ms" for name in found), "blocked steps", "slower steps", box=None)
+    table = Table("save", *(f"{name} ms" for name in found), "stall steps", "slower steps", box=None)
     for number, values in enumerate(zip(*found.values(), strict=True)):
         of = dict(zip(found, values, strict=True))
-        steps = [f"{of[name] / of['usual']:.2f}" for name in ("blocked", "slower")]
+        steps = [f"{(of['blocked'] + of[name]) / of['usual']:.2f}" for name in ("first", "slower")]
         table.add_row(f"{number + 1}", *(f"{1000 * value:,.0f}" for value in values), *steps)
     return table
 

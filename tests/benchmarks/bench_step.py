@@ -31,7 +31,7 @@ from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.job import task_sides
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import OptimConfig, Optimizers
-from torchrec_mt.training.trainer import Trainer, TrainerConfig
+from torchrec_mt.training.trainer import Keep, Trainer, TrainerConfig
 
 SIZES = (1024, 4096, 16384)
 ROUNDS, PAIRS_PER_ROUND, WARMUP = 5, 65_536, 3
@@ -74,6 +74,7 @@ class Ours:
         *,
         dim: int = DIM,
         sharding: ShardingConfig | None = None,
+        keep: Keep | None = None,
     ) -> None:
         schema, losses = bench_schema(dim), LossConfig(precision=precision)
         negatives, optim = NegativesConfig(sources=(InBatch(),)), OptimConfig()
@@ -100,6 +101,7 @@ class Ours:
             validate=lambda: {},
             log=lambda step, kind, values: None,
             offending_path=Path("unused"),
+            keep=keep,
         )
         config = ReaderConfig(batch_size=batch_size)
         self.reader = Reader(

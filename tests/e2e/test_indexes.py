@@ -37,9 +37,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 def test_exact_retrieval_is_what_evaluate_judges(run: Path) -> None:
     report = json.loads((run / "evaluation/indexes.json").read_text())
     judged = json.loads((run / "evaluation/metrics-test-100-anchors-popularity.json").read_text())["tasks"]
-    assert (report["split"], report["max_anchors"], report["wish"], report["threads"]) == ("test", 100, 0.95, 1)
     entity = report["entities"]["product"]
-    assert list(entity["anchors"]) == TASKS
+    assert list(entity["anchors"]) == list(entity["terms"]) == TASKS
+    for terms in entity["terms"].values():
+        assert (terms["split"], terms["max_anchors"], terms["wish"], terms["threads"]) == ("test", 100, 0.95, 1)
     flat = entity["settings"][0]
     for task in TASKS:
         own = judged[task]["systems"]["model"]["recall@100"]
@@ -53,14 +54,21 @@ def test_exact_retrieval_is_what_evaluate_judges(run: Path) -> None:
 
 
 def test_one_task_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same vectors give the same indexes, so the same shares; only times differ."""
+    """The same vectors give the same indexes, so the same shares; only times differ. Other tasks stay in the file."""
     before = json.loads((run / "evaluation/indexes.json").read_text())["entities"]["product"]
     assert indexes([str(run), "--task", "search", "--wish", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == json.loads((run / "evaluation/indexes.json").read_text())
-    assert told["wish"] == 1.0
     entity = told["entities"]["product"]
     assert list(entity["anchors"]) == ["search"]
+    after = json.loads((run / "evaluation/indexes.json").read_text())["entities"]["product"]
+    assert {task: terms["wish"] for task, terms in after["terms"].items()} == dict.fromkeys(TASKS, 0.95) | {"search": 1}
+    for task, source in (("search", entity), ("similar", before), ("complement", before)):
+        for place in ("anchors", "terms", "recommended_for"):
+            assert after[place][task] == source[place][task]
+        for one, other in zip(
+            [after["exact"], *after["settings"]], [source["exact"], *source["settings"]], strict=True
+        ):
+            assert one["tasks"][task] == other["tasks"][task]
     shares = ("recall_10", "recall_100", "task_recall_100")
     for one, earlier in zip(entity["settings"], before["settings"], strict=True):
         assert (one["factory"], one["search"], one["bytes"]) == (
@@ -106,3 +114,14 @@ def test_what_is_no_run_or_has_no_model(run: Path, tmp_path: Path, capsys: pytes
     assert exit_code_of(lambda: indexes([str(tmp_path / "run")])) == 2
     assert "no checkpoint under" in said(capsys)
     assert not (tmp_path / "run/evaluation").exists()
+
+
+def test_a_damaged_file_is_told_before_anything_is_measured(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = shutil.copytree(run, tmp_path / "run") / "evaluation/indexes.json"
+    for text in ("[]", "{"):
+        file.write_text(text)
+        assert exit_code_of(lambda: indexes([str(tmp_path / "run"), "--task", "search"])) == 2
+        assert f"'{file}' is damaged" in (told := said(capsys))
+        assert told.endswith(": remove it, and measure all tasks again\n")

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,23 @@ def test_mining_again_gives_the_same_and_says_so_as_json(
     for task in TASKS:
         part = f"{task}/candidates.values.npy"
         assert (tmp_path / "again" / part).read_bytes() == (run / "mined" / part).read_bytes()
+
+
+def test_two_ranks_mine_the_same_and_one_of_them_speaks(run: Path, tmp_path: Path) -> None:
+    """Each mines for half of the anchors; tables whole on some rank, or last bits of vectors would differ."""
+    how = ["--depth", str(DEPTH), "--per-anchor", str(PER_ANCHOR), "--margin", str(MARGIN)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "torchrec_mt.mine", str(run), *how, "--set=sharding.default=table_wise"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "two")], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("mined: ") == done.stdout.count("hard negatives") == 1
+    alone, two = (
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (run / "mined", tmp_path / "two")
+    )
+    assert two == alone
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ import torch.distributed as dist
 
 from tests.ranks import run_on_ranks
 from tests.shop import shared_root
-from tests.tiny_run import logged, train_with_stops, write_tiny_dataset
-from torchrec_mt.training.checkpoints.commit import COMMIT
+from tests.tiny_run import kept, logged, train_with_stops, write_tiny_dataset
 
 # Of each number of ranks one group of processes trains all cases before its first test.
 pytestmark = pytest.mark.timeout(900)
@@ -71,21 +70,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 run_on_ranks(size, train_all, str(folder / str(size)))
                 (folder / str(size) / "done").touch()
     return folder
-
-
-def kept(run: Path) -> dict[str, Any]:
-    """By checkpoint: its marks, the bytes of its tensors by rank, its state."""
-    found = {}
-    for folder in sorted((run / "checkpoints").iterdir()):
-        commit = json.loads((folder / COMMIT).read_text())
-        [state] = folder.glob("state.*.json")
-        ranks = sorted(folder.glob("rank-*.safetensors"))
-        found[folder.name] = {
-            "marks": sorted(commit["marks"]),
-            "tensors": [file.read_bytes() for file in ranks],
-            "state": json.loads(state.read_text()),
-        }
-    return found
 
 
 def assert_same_run(run: Path, other: Path) -> None:

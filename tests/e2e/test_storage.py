@@ -30,6 +30,7 @@ from torchrec_mt.storage import fetch, file_system, push
 from torchrec_mt.train import main as train
 from torchrec_mt.training.checkpoints.commit import read_commit
 from torchrec_mt.training.checkpoints.files import Files as CheckpointFiles
+from torchrec_mt.twins import main as twins
 
 DATA, RUN = "s3://shop/prepared/debug", "s3://shop/runs/one"
 SHORT = ("trainer.steps=12", "trainer.validations=2", "trainer.validation_anchors=50", "checkpoint.every=4")
@@ -168,6 +169,29 @@ def test_the_same_dataset_run_and_judgement_as_on_a_disk(
     assert train([*command, "--output", str(tmp_path / "run"), "--init-from", RUN]) == 0
     assert json.loads((tmp_path / "run/init.json").read_text())["run"] == RUN
     assert contents(fetch(f"{RUN}/mined")) == contents(local / "mined")
+
+
+def test_twins_of_a_run_at_a_url(
+    remote: dict[str, Any], local: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine("twins")
+    capsys.readouterr()
+    assert twins([RUN, "--tasks", "search", "--json"]) == 0
+    far = json.loads(capsys.readouterr().out)
+    assert twins([str(local), "--tasks", "search", "--json"]) == 0
+    near = json.loads(capsys.readouterr().out)
+    assert far["tasks"] == near["tasks"]
+    assert (far["run"], far["twins"]["search"]["run"]) == (RUN, f"{RUN}/twins/search")
+    assert kept(f"{RUN}/twins/search") == kept(str(local / "twins/search"))
+    there = objects("runs/one/twins")
+    assert "shop/runs/one/twins/comparison.json" in there
+
+    machine("twins again")
+    assert twins([RUN, "--tasks", "search"]) == 0
+    assert "twin of search: trained before, kept" in capsys.readouterr().err
+    again = objects("runs/one/twins")
+    assert {name for name in there if again.get(name) != there[name] and "/evaluation/" not in name} == set()
+    assert not (fetch(RUN, parts=PARTS) / "twins/search").exists(), "twins are runs of their own"
 
 
 def test_an_earlier_run_stays_unless_it_may_go(

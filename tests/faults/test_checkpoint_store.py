@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -325,6 +326,32 @@ def test_all_ranks_end_alike(tmp_path: Path) -> None:
     assert "the checksum of its bytes" in why
     assert ranks[0]["ranks"] == [{"rank": 0}, {"rank": 1}]
     assert ranks[0]["right"]
+
+
+def copy_that_fails_on_one(folder: str) -> dict[str, Any]:
+    rank, told = dist.get_rank(), {"gate": "", "finish": ""}
+    store, row_D = CheckpointStore(folder, keep=1), torch.ones(3)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(np, "copyto", lambda *given: 1 / 0)
+        part = {f"row {rank}": row_D}
+        store.save(1, part, state={}, rank_state={}, background=True, late=part)
+        for name, wait in (("gate", store.finish_copy), ("finish", store.finish)):
+            try:
+                wait()
+            except ZeroDivisionError as error:
+                told[name] = str(error)
+    dist.barrier()
+    store.save(2, {"row": row_D}, state={}, rank_state={}, background=True, late=["row"])
+    store.close()
+    return told | {"left": sorted(path.name for path in Path(folder).iterdir())}
+
+
+def test_a_late_copy_that_fails_on_one_rank_ends_the_save_on_all(tmp_path: Path) -> None:
+    ranks = run_on_ranks(2, copy_that_fails_on_one, str(tmp_path / "checkpoints"))
+    assert [rank["gate"] for rank in ranks] == ["", "division by zero"], "the other one goes on"
+    assert [rank["finish"] for rank in ranks] == ["division by zero"] * 2
+    assert all(rank["left"] == ["step-0000000002"] for rank in ranks)
 
 
 def test_the_files_hold_no_pickle(two: Path) -> None:

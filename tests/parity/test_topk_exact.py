@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchrec_mt.retrieval import topk
 from torchrec_mt.retrieval.topk import exact_topk
 
 
@@ -75,3 +76,31 @@ def test_ties_where_torch_would_choose_freely() -> None:
     scores, rows = exact_topk(anchors, candidates, 4)
     assert rows.tolist() == [[0, 1, 2, 3], [0, 3, 6, 9], [2, 5, 8, 11]]
     assert scores.tolist() == [[0.0] * 4, [1.0] * 4, [0.0] * 4]
+
+
+def test_scores_that_another_order_of_sums_would_round_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of large and small numbers that cancel: all that is left is rounding. The two ways agree bit by bit."""
+    generator = torch.Generator().manual_seed(6)
+    half = torch.randn(4000, 32, generator=generator) * 10.0 ** (12 * torch.rand(4000, 32, generator=generator) - 6)
+    order = torch.randperm(64, generator=generator)
+    candidates = torch.cat([half, -half], dim=1)[:, order]
+    anchors = torch.randn(5, 32, generator=generator).repeat(1, 2)[:, order]
+    found = {}
+    for way, scanned_from in (("scan", 1), ("whole", 1 << 30)):
+        monkeypatch.setattr(topk, "_SCANNED_FROM", scanned_from)
+        found[way] = exact_topk(anchors, candidates, 120)
+    assert torch.equal(found["scan"][0], found["whole"][0])
+    assert torch.equal(found["scan"][1], found["whole"][1])
+
+
+def test_the_whole_catalogue_is_ranked_at_any_depth() -> None:
+    """Deep rankings are sorted, shallow ones selected; in blocks, whose best are looked at again once they are many."""
+    generator = torch.Generator().manual_seed(7)
+    anchors, candidates = torch.randn(9, 16, generator=generator), torch.randn(3000, 16, generator=generator)
+    scores, rows = exact_topk(anchors, candidates, 3100, exclude_B=torch.arange(9), block=128)
+    assert (rows[:, 2999:] == -1).all()
+    assert [sorted(row) for row in rows[:, :2999].tolist()] == [[*range(b), *range(b + 1, 3000)] for b in range(9)]
+    for k in (1, 100, 187, 188, 1500, 2999):
+        shallow = exact_topk(anchors, candidates, k, exclude_B=torch.arange(9), block=128)
+        assert torch.equal(shallow[0], scores[:, :k])
+        assert torch.equal(shallow[1], rows[:, :k])

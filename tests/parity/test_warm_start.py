@@ -23,12 +23,12 @@ from torchrec_mt.config import RunConfig
 from torchrec_mt.data.dataset import MANIFEST, PreparedDataset, manifest_to_json
 from torchrec_mt.distributed.table_state import table_state
 from torchrec_mt.errors import UserError
-from torchrec_mt.train import train_here
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.optim import Optimizers
 from torchrec_mt.training.run_state import dense_weights
 from torchrec_mt.training.warm_start import Earlier, warm_start
+from torchrec_mt.workflows.training import train_here
 
 pytestmark = pytest.mark.timeout(600)
 MORE_TOKENS, DIM = 10, 16

@@ -50,8 +50,10 @@ def results() -> Results:
         checkpoints={"save": 2.0, "dd": 3.0, "load": 0.5, "dd, reading": 0.25, "blocked": 0.1},
         save={
             "usual": [0.1, 0.1, 0.2, 0.1],
-            "blocked": [1.0, 0.2, 0.2, 0.4],  # in steps 10; 2, 1, 4
-            "slower": [0.0, 0.3, 0.2, -0.1],  # 0; 3, 1, -1
+            "blocked": [1.0, 0.1, 0.1, 0.2],
+            "first": [0.0, 0.1, 0.1, 0.2],  # with it, in steps 10; 2, 1, 4
+            "waited": [0.0, 0.1, 0.0, 0.1],
+            "slower": [0.0, 0.2, 0.1, 0.1],  # with it, 10; 3, 1, 3
             "writing": [1.0, 1.0, 1.0, 1.0],
         },
     )
@@ -70,7 +72,7 @@ def test_the_ratios_are_those_of_the_figures() -> None:
         "load_over_dd": 0.5,
         "save_stall_steps": 2.0,
         "save_stall_steps_first": 10.0,
-        "save_slower_steps": 1.0,
+        "save_slower_steps": 3.0,
     }
 
 
@@ -79,7 +81,7 @@ def test_the_tables_name_every_layout_table_and_save(capsys: pytest.CaptureFixtu
     cells = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["row_wise", "10", "2", "8", "0.80", "1250.0"] in cells
     assert ["100", "2000.0", "2000.0", "0", "0", "0", "0"] in cells
-    assert ["2", "100", "200", "300", "1,000", "2.00", "3.00"] in cells
+    assert ["2", "100", "100", "100", "100", "200", "1,000", "2.00", "3.00"] in cells
     assert ["dd,", "reading", "0.25", "0.00"] in cells
 
 

@@ -62,8 +62,8 @@ def test_no_program_is_a_mistake_that_shows_the_usage(capsys: pytest.CaptureFixt
 def test_an_unknown_program_is_named_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trian", "x"]) == 2
     expected = (
-        "error: no program 'trian': one of doctor, prepare, plan, train, mine, evaluate, compare, indexes "
-        "(`torchrec-mt --help`)\n"
+        "error: no program 'trian': one of doctor, prepare, plan, train, mine, evaluate, twins, compare, "
+        "indexes (`torchrec-mt --help`)\n"
     )
     assert capsys.readouterr().err == expected
 

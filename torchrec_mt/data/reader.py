@@ -118,7 +118,7 @@ class Reader:
     @property
     def steps_per_epoch(self) -> int:
         """Steps until as many pairs have passed, over all ranks and tasks, as the training split holds."""
-        return -(-sum(self._pairs.values()) // (self._config.batch_size * self._lanes.number))
+        return batches_per_epoch(self._config, self._pairs, self._lanes.number)
 
     @property
     def pairs_per_step(self) -> int:
@@ -233,6 +233,15 @@ class Reader:
                 step += 1
                 self._step = step
                 yield batch
+
+
+def batches_per_epoch(config: ReaderConfig, pairs: Mapping[str, int], lanes: int) -> int:
+    """Batches of all lanes until as many pairs of all tasks have passed as there are.
+
+    Args:
+        pairs: training pairs of each task.
+    """
+    return -(-sum(pairs.values()) // (config.batch_size * lanes))
 
 
 def _check_tasks(negatives: NegativesConfig, tasks: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@
 Legend: R rows of a shard, S blocks of columns.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from typing import Any
@@ -131,6 +131,11 @@ def table_state(
             whole = config.name in replicated
             state[f"tables.{table}.{kind}"] = pieces.pieces[0][1] if whole else pieces
     return state
+
+
+def of_tables(names: Iterable[str]) -> set[str]:
+    """Those that `table_state` gives. Only a backward and an optimizer's step change these values."""
+    return {name for name in names if name.startswith("tables.")}
 
 
 def load_tables(

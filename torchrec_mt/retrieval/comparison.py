@@ -96,6 +96,59 @@ def compare_runs(
     Raises:
         UserError: the runs were not asked alike, or there is no such task or metric.
     """
+    _check_alike(first, second)
+    tasks = _chosen("--task", tasks, first.tasks, second.tasks, first.tasks)
+    metrics = _chosen("--metric", metrics, first.measures, second.measures, first.about["main_metrics"])
+    return {
+        "format": FORMAT,
+        "first": first.place,
+        "second": second.place,
+        **alike(first),
+        "num_comparisons": len(tasks) * len(metrics),
+        "tasks": compare_tasks(dict.fromkeys(tasks, (first, second)), metrics),
+    }
+
+
+def alike(judgement: Judgement) -> dict[str, Any]:
+    """On what judgements that are compared agree."""
+    return {key: judgement.about[key] for key in _ALIKE}
+
+
+def compare_tasks(
+    judged: Mapping[str, tuple[Judgement, Judgement]],
+    metrics: Sequence[str],
+    names: tuple[str, str] = ("first", "second"),
+) -> dict[str, Any]:
+    """Per task number of anchors and, by metric, both means and what the first model has more, as JSON.
+
+    P-values are corrected (Holm) for all tasks and metrics.
+
+    Args:
+        judged: the two judgements of each task. names: what their means are called.
+
+    Raises:
+        UserError: two were not asked alike.
+    """
+    found: dict[tuple[str, str], Comparison] = {}
+    results: dict[str, Any] = {}
+    for task, (first, second) in judged.items():
+        _check_alike(first, second)
+        one, other = first.read(task, metrics), second.read(task, metrics)
+        _check_anchors(first, second, task, one, other)
+        values = [{name: table[name].to_numpy() for name in metrics} for table in (one, other)]
+        comparisons = compare(values[0], values[1], flips=flips_for(len(judged) * len(metrics)))
+        found |= {(task, name): comparison for name, comparison in comparisons.items()}
+        means = [{name: _mean(value_B) for name, value_B in named.items()} for named in values]
+        results[task] = {
+            "num_anchors": len(one),
+            "metrics": {name: {names[0]: means[0][name], names[1]: means[1][name]} for name in metrics},
+        }
+    for (task, name), p_holm in zip(found, holm([one.p_value for one in found.values()]), strict=True):
+        results[task]["metrics"][name] |= comparison_json(found[task, name], p_holm)
+    return dict(without_nan(results))
+
+
+def _check_alike(first: Judgement, second: Judgement) -> None:
     for key, what in _ALIKE.items():
         if first.about[key] != second.about[key]:
             remedy = "train and evaluate both on one dataset" if key == "dataset" else f"choose evaluate.{key} alike"
@@ -103,31 +156,6 @@ def compare_runs(
                 f"'{first.place}' and '{second.place}' differ in their {what} ({first.about[key]} and "
                 f"{second.about[key]}): only what was judged on the same can be compared; {remedy}"
             )
-    tasks = _chosen("--task", tasks, first.tasks, second.tasks, first.tasks)
-    metrics = _chosen("--metric", metrics, first.measures, second.measures, first.about["main_metrics"])
-    found: dict[tuple[str, str], Comparison] = {}
-    results: dict[str, Any] = {}
-    for task in tasks:
-        one, other = first.read(task, metrics), second.read(task, metrics)
-        _check_anchors(first, second, task, one, other)
-        values = [{name: table[name].to_numpy() for name in metrics} for table in (one, other)]
-        comparisons = compare(values[0], values[1], flips=flips_for(len(tasks) * len(metrics)))
-        found |= {(task, name): comparison for name, comparison in comparisons.items()}
-        means = [{name: _mean(value_B) for name, value_B in named.items()} for named in values]
-        results[task] = {
-            "num_anchors": len(one),
-            "metrics": {name: {"first": means[0][name], "second": means[1][name]} for name in metrics},
-        }
-    for (task, name), p_holm in zip(found, holm([one.p_value for one in found.values()]), strict=True):
-        results[task]["metrics"][name] |= comparison_json(found[task, name], p_holm)
-    return {
-        "format": FORMAT,
-        "first": first.place,
-        "second": second.place,
-        **{key: first.about[key] for key in _ALIKE},
-        "num_comparisons": len(found),
-        "tasks": without_nan(results),
-    }
 
 
 def _mean(value_B: np.ndarray) -> float:

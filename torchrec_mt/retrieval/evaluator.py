@@ -20,7 +20,17 @@ from torchrec_mt.retrieval.metrics import METRICS, Relevant, parse_metric
 from torchrec_mt.retrieval.pools import judge_pool, pool_depth
 from torchrec_mt.retrieval.questions import Questions, questions_of, relevant_of
 from torchrec_mt.retrieval.records import Records
-from torchrec_mt.retrieval.results import FLIPS, FORMAT, TaskResult, flips_for, task_result, tasks_json, without_nan
+from torchrec_mt.retrieval.results import (
+    FORMAT,
+    TaskResult,
+    Values,
+    compared_values,
+    comparisons_of,
+    flips_for,
+    task_result,
+    tasks_json,
+    without_nan,
+)
 from torchrec_mt.retrieval.slices import slice_columns
 
 
@@ -164,13 +174,11 @@ def evaluate_task(
     *,
     progress: Callable[[int, int], None] | None = None,
     records: Records | None = None,
-    flips: int = FLIPS,
-) -> TaskResult:
-    """Judges every ranker on one task.
+) -> tuple[TaskResult, Values]:
+    """Judges every ranker on one task: the result but for comparisons, and what is compared.
 
     Args:
         progress: told done and total of (systems x anchors). records: takes each system's values per anchor.
-        flips: random sign flips behind each p-value.
     """
     questions, measured = task_questions(dataset, task, config), {}
     total = len(rankers) * len(questions.anchor_B)
@@ -183,20 +191,26 @@ def evaluate_task(
         measured[system] = measure(questions, ranker, config.metrics, progress=told)
         if records:
             records.write(task, system, questions, measured[system])
-    return task_result(questions, measured, config.metrics, flips)
+    pool = judge_pool(dataset, task, config.split, split_anchors(dataset, task, config), rankers)
+    result = replace(task_result(questions, measured, config.metrics), judged=pool)
+    return result, compared_values(measured, config.metrics)
 
 
 def evaluate_tasks(
     dataset: PreparedDataset,
-    rankers: Mapping[str, Mapping[str, Ranker]],
+    rankers: Mapping[str, Callable[[], Mapping[str, Ranker]]],
     config: EvaluateConfig,
     *,
     progress: Callable[[str, int, int], None] | None = None,
     records: Records | None = None,
 ) -> Evaluation:
-    """Judges every task's rankers; a task without rankers has no pairs in the split, and an empty result."""
-    results = {}
-    flips = flips_for(sum(max(0, len(systems) - 1) for systems in rankers.values()) * len(main_metrics(config.metrics)))
+    """Judges every task's rankers, task by task: memory holds those of one.
+
+    Args:
+        rankers: makes those of a task when its turn comes; after it they are let go. A task without has no pairs in the
+            split, and an empty result.
+    """
+    results, values = {}, {}
     for name in dataset.manifest.tasks:
         if name not in rankers:
             results[name] = TaskResult(0, {})
@@ -206,7 +220,11 @@ def evaluate_tasks(
             if progress:
                 progress(name, done, total)
 
-        result = evaluate_task(dataset, name, rankers[name], config, progress=told, records=records, flips=flips)
-        pool = judge_pool(dataset, name, config.split, split_anchors(dataset, name, config), rankers[name])
-        results[name] = replace(result, judged=pool)
+        results[name], values[name] = evaluate_task(
+            dataset, name, rankers[name](), config, progress=told, records=records
+        )
+    rivals = sum(max(0, len(systems) - 1) for systems in values.values())
+    flips = flips_for(rivals * len(main_metrics(config.metrics)))
+    for name, systems in values.items():
+        results[name] = replace(results[name], comparisons=comparisons_of(systems, flips))
     return Evaluation(results, config)

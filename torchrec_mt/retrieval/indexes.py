@@ -234,8 +234,12 @@ def _rates(search: Search, anchor_BD: np.ndarray, k: int, threads: int) -> tuple
         return len(few_BD) / one, len(many_BD) / seconds(lambda: search(many_BD, k))
 
 
-def recommended(measured: Sequence[Measured], wish: float, tasks: Sequence[str]) -> Measured | None:
+def recommended(measured: Sequence[Measured], wishes: Mapping[str, float]) -> Measured | None:
     """Of the settings that find at least the wished share of the exact best 100 on each of the tasks the fastest, one
-    by one and with all tasks asked equally often; None where no setting does."""
-    enough = [one for one in measured if all(one.tasks[name].recall_100 >= wish for name in tasks)]
-    return min(enough, key=lambda one: sum(1 / one.tasks[name].one_by_one for name in tasks), default=None)
+    by one and with all tasks asked equally often; None where no setting does.
+
+    Args:
+        wishes: by task.
+    """
+    enough = [one for one in measured if all(one.tasks[name].recall_100 >= wish for name, wish in wishes.items())]
+    return min(enough, key=lambda one: sum(1 / one.tasks[name].one_by_one for name in wishes), default=None)

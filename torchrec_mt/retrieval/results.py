@@ -20,6 +20,8 @@ FLIPS = 10_000
 Scores = dict[str, dict[str, float]]
 Intervals = dict[str, dict[str, tuple[float, float]]]
 Comparisons = dict[str, dict[str, Comparison]]
+Values = dict[str, dict[str, np.ndarray]]
+"""value_B by system and main metric."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,8 @@ class TaskResult(Slice):
     judged: PoolResult | None = None
 
 
-def task_result(
-    questions: Questions, measured: Mapping[str, Measured], metrics: tuple[str, ...], flips: int = FLIPS
-) -> TaskResult:
-    """Means, intervals and comparisons of the systems of one task; everything is drawn from seed 0.
-
-    Args:
-        flips: random sign flips behind each p-value.
-    """
+def task_result(questions: Questions, measured: Mapping[str, Measured], metrics: tuple[str, ...]) -> TaskResult:
+    """Means and intervals of the systems of one task, without comparisons; everything is drawn from seed 0."""
     main = main_metrics(metrics)
     whole = _slice({system: one.values | one.lists for system, one in measured.items()}, len(questions.anchor_B))
     return TaskResult(
@@ -69,7 +65,6 @@ def task_result(
             system: one.coverage | {name: whole.systems[system][name] for name in one.lists}
             for system, one in measured.items()
         },
-        comparisons=_comparisons({system: one.values for system, one in measured.items()}, main, flips),
         slices=dict(_slices(questions, measured, main)),
     )
 
@@ -110,11 +105,21 @@ def _slice(values: Mapping[str, Mapping[str, np.ndarray]], num_anchors: int) -> 
     )
 
 
-def _comparisons(values: Mapping[str, Mapping[str, np.ndarray]], main: tuple[str, ...], flips: int) -> Comparisons:
-    """The model minus each other system, all on the same draws and flips."""
+def compared_values(measured: Mapping[str, Measured], metrics: tuple[str, ...]) -> Values:
+    """What `comparisons_of` needs of the systems of a task."""
+    return {system: {name: one.values[name] for name in main_metrics(metrics)} for system, one in measured.items()}
+
+
+def comparisons_of(values: Values, flips: int = FLIPS) -> Comparisons:
+    """The model minus each other system, all on the same draws and flips, from seed 0.
+
+    Args:
+        flips: random sign flips behind each p-value.
+    """
     rivals = [system for system in values if system != MODEL]
     if MODEL not in values or not rivals:
         return {}
+    main = list(values[MODEL])
     names = [f"{rival}/{metric}" for rival in rivals for metric in main]
     found = compare(
         {name: values[MODEL][name.rpartition("/")[2]] for name in names},

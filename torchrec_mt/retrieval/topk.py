@@ -3,8 +3,8 @@
 A pair's score is its inner product in float64, rounded to float32; equal scores rank by the lower row. Neither depends
 on blocks, precision or number of ranks, so the result does not. `scan` finds the few candidates that may be among the
 best in a cheap precision; they alone are scored exactly. Where a scan would not pay, or cannot prove that it lost
-nothing, everything is scored by float64 products (whose order of sums may tip a score that lies within 1e-16 of the
-border between two float32 numbers; more than k candidates are taken from them and scored again as all others are).
+nothing, everything is scored by float64 products. Their order of sums may tip a score that lies within 1e-15 or so of
+the border between two float32 numbers: such pairs, one in a million, are scored again as all others are.
 
 Stands between the vectors of the towers and every ranking; `metrics` and `evaluator` see only the rows found here.
 Legend: B anchors (Q of a chunk), N candidates of the catalogue (M allowed, C of a block), D width, K cut-off,
@@ -20,7 +20,9 @@ from torchrec_mt.retrieval.keys import NO_KEY, best_keys, keys_of, scores_and_ro
 from torchrec_mt.retrieval.scan import Scan, block_size, near_best, sample_size
 
 _ANCHORS_AT_ONCE, _WHOLE_AT_ONCE = 4096, 256
-_MORE = 8
+_ORDER_ERROR = 4 * 2.0**-53
+"""Bound of the difference of two float64 sums of the same products in another order, per number and product of lengths
+(twice that, for the sums' own rounding)."""
 _LARGEST_SCORE = 1e37
 """Beyond it float32 sums, and bfloat16 numbers, may overflow."""
 _SCANNED_FROM = 8192
@@ -157,19 +159,34 @@ class Catalogue:
 
     def _score_all(self, anchor_QD: Tensor, excluded: Excluded, row_M: Tensor | None, k: int) -> Tensor:
         """Keys of the k best by float64 products with every candidate: key_QK."""
-        best_QK = torch.full((len(anchor_QD), k + _MORE), NO_KEY, dtype=torch.int64, device=self._device)
         candidates = len(self._vector_ND) if row_M is None else len(row_M)
-        if not candidates:
-            return best_QK[:, :k]
+        best_QK = torch.full((len(anchor_QD), k), NO_KEY, dtype=torch.int64, device=self._device)
+        waiting: list[Tensor] = []
         for start in range(0, candidates, self._block):
             block_CD = self._block_of(self._vector_ND, start, row_M)
             row_C = _rows(torch.arange(start, start + len(block_CD), device=self._device), row_M)
-            score_QC = (anchor_QD.double() @ block_CD.double().T).float()
-            key_QC = keys_of(score_QC, row_C.expand(len(anchor_QD), -1))
+            key_QC = self._keys_of_all(anchor_QD, block_CD, row_C)
             key_QC.masked_fill_(excluded.holds(row_C.expand(len(anchor_QD), -1)), NO_KEY)
-            best_QK = best_keys(torch.cat([best_QK, best_keys(key_QC, k + _MORE)], dim=1), k + _MORE)
-        # Scored as any other, lest a product of another shape differ in the last bit.
-        return best_keys(self._keys_of(anchor_QD, scores_and_rows(best_QK)[1]), k)
+            waiting.append(key_QC)
+            # Not block by block: where k is large, the best so far are many to look at again.
+            if start + len(block_CD) == candidates or sum(one.shape[1] for one in waiting) >= 2 * k:
+                waiting = [best_keys(torch.cat(waiting, dim=1), k)]
+        for found_QK in waiting:
+            best_QK[:, : found_QK.shape[1]] = found_QK
+        return best_QK
+
+    def _keys_of_all(self, anchor_QD: Tensor, block_CD: Tensor, row_C: Tensor) -> Tensor:
+        """Keys of every anchor with every candidate of a block: key_QC, the same bits as those of `_keys_of`."""
+        anchor_QD64, block_CD64 = anchor_QD.double(), block_CD.double()
+        score_QC = anchor_QD64 @ block_CD64.T
+        margin_Q = _ORDER_ERROR * block_CD.shape[1] * torch.linalg.vector_norm(anchor_QD64, dim=1)
+        margin_QC = margin_Q[:, None] * torch.linalg.vector_norm(block_CD64, dim=1)
+        key_QC = keys_of(score_QC.float(), row_C.expand(len(anchor_QD), -1))
+        # Where another order of sums might be rounded otherwise, the pair is scored as everywhere else.
+        unsure_QC = (score_QC - margin_QC).float() != (score_QC + margin_QC).float()
+        q_P, at_P = unsure_QC.nonzero().unbind(dim=1)
+        key_QC[q_P, at_P] = self._keys_of(anchor_QD[q_P], row_C[at_P, None]).squeeze(1)
+        return key_QC
 
     def _keys_of(self, anchor_QD: Tensor, row_QL: Tensor) -> Tensor:
         """Keys of chosen rows (-1: none): key_QL."""

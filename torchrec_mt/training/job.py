@@ -18,7 +18,7 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.runs import TRAINING, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.storage import Output
 from torchrec_mt.training.agreement import check_sources, pair_rules
@@ -75,6 +75,7 @@ def train(
     asked: Callable[[], bool] = lambda: False,
     resume: bool = False,
     earlier: Earlier | None = None,
+    lanes: int | None = None,
 ) -> dict[str, object]:
     """Trains into the run folder, on every rank. Returns what happened.
 
@@ -85,7 +86,8 @@ def train(
     Args:
         output: what pushes the run folder to its URL.
         asked: whether this rank was asked to end. resume: go on from the newest whole checkpoint of the run.
-        earlier: a new run starts from this one's weights.
+        earlier: a new run starts from this one's weights. lanes: in which a new run's batches are read; None: as many
+            as there are ranks.
 
     Raises:
         UserError: what does not fit, or cannot be read or written; another rank that is there no longer.
@@ -105,10 +107,10 @@ def train(
         seed=seed,
         rank=runtime.rank,
         world_size=runtime.world_size,
-        lanes=int(newest.state["reader"]["lanes"]) if newest else None,
+        lanes=int(newest.state["reader"]["lanes"]) if newest else lanes,
     )
     accumulate = trainer_config.accumulate
-    steps = trainer_config.steps or max(1, round(trainer_config.epochs * reader.steps_per_epoch / accumulate))
+    steps = trainer_config.planned_steps(reader.steps_per_epoch)
     check_sources(negatives, schema, steps)
     model, plan = build_model(
         dataset.manifest,
@@ -225,7 +227,7 @@ def _end(run: RunFolder, step: int, stop: EarlyStop, *, interrupted: bool = Fals
         "best": stop.best if math.isfinite(stop.best) else None,
         "interrupted": interrupted,
     }
-    text, file = json.dumps(outcome) + "\n", run.path / "training.json"
+    text, file = json.dumps(outcome) + "\n", run.path / TRAINING
 
     def write() -> None:
         if not file.is_file() or file.read_text() != text:  # a run that was over before stays untouched

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchrec_mt.distributed.table_state import of_tables
 from torchrec_mt.errors import within
 from torchrec_mt.runs import RunFolder
 from torchrec_mt.storage import StorageError
@@ -26,7 +27,8 @@ class CheckpointConfig:
     Args:
         every: steps between checkpoints beside those at validations, which are always kept; 0 none.
         keep: newest checkpoints that stay. keep_best: best validations whose checkpoints stay, too.
-        background: write while training goes on, from a copy of this rank's tables in memory.
+        background: write while training goes on, from a copy of this rank's tables in memory; the next step waits for
+            that copy before it updates them.
         folder: where, a path or a URL such as "s3://bucket/run"; empty: RUN/checkpoints.
     """
 
@@ -106,6 +108,7 @@ class Keeper:
             UserError: on every rank; it cannot be written, or the one before, in the background, could not.
         """
         self._before()
+        tensors = self._state.tensors()
         marks = self._marks_of(step, value) if value is not None else []
         if step == stop.best_step:
             marks.append(BEST)
@@ -113,16 +116,25 @@ class Keeper:
             marks.append(LAST)
         self._store.save(
             step,
-            self._state.tensors(),
+            tensors,
             state=self._state.numbers(step, stop, self._good),
             rank_state=self._state.of_rank(),
             marks=tuple(marks),
             background=self._config.background and not last and self._moved is None,
+            late=of_tables(tensors),
         )
         if self._moved:
             self._store.close()
             self._store, self._moved = self._moved(), None
             self._reserve()
+
+    def before_update(self) -> None:
+        """Waits until tables may change, of which the last save may not have its copy yet.
+
+        Raises:
+            Exception: what the copy ended with.
+        """
+        self._store.finish_copy()
 
     def _marks_of(self, step: int, value: float) -> list[str]:
         """The mark of one of the best validations, the very best included: a free one, or that of the worst."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.batch import Batch
@@ -35,6 +37,7 @@ class Steps:
         offending_path: where the batch goes that breaks the run.
         accumulate: batches of a step. pipeline: whether a GPU's next batch runs ahead.
         asked: whether this rank was asked to end; `is_asked` says of every rank whether any was.
+        before_update: called in each step before tables change.
     """
 
     def __init__(
@@ -49,20 +52,29 @@ class Steps:
         accumulate: int,
         pipeline: bool,
         asked: Callable[[], bool],
+        before_update: Callable[[], None],
     ) -> None:
         self.model, self.optimizers = model, optimizers
         self._objective, self._weights, self._runtime = objective, weights, runtime
         self._offending_path, self._accumulate = offending_path, accumulate
         self._asked, self.is_asked = asked, False
+        self._before_update = before_update
         self.candidates: dict[str, tuple[Tensor, Tensor]] = {}
         # Batches that are looked up together have nothing to run ahead of; on a CPU nothing is gained.
         ahead = pipeline and accumulate == 1 and runtime.device.type == "cuda"
         self.pipeline = InputPipeline(model, runtime.device) if ahead else None
         self.clock = StepClock(runtime.device)
-        self.clock.watch(next(module for module in model.modules() if isinstance(module, Embeddings)))
+        embeddings = next(module for module in model.modules() if isinstance(module, Embeddings))
+        embeddings.register_forward_hook(self._hold_updates)
+        self.clock.watch(embeddings)
         # Without DDP: for steps that average the gradients themselves.
         self._plain = next(module for module in model.modules() if isinstance(module, TwoTower))
         self._scales = next(module for module in model.modules() if isinstance(module, TaskScales))
+
+    def _hold_updates(self, embeddings: nn.Module, arguments: Any, features: dict[str, list[Tensor]]) -> None:
+        """Holds the backward where it comes to looked-up features: what is left of it updates the tables."""
+        every = [feature for of_entity in features.values() for feature in of_entity]
+        register_multi_grad_hook(every, lambda gradient: self._before_update(), mode="any")
 
     def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
         """The next batches and their step, on the clock. Returns the losses and the number of pairs of this rank."""
@@ -136,6 +148,7 @@ class Steps:
             found.append(values)
         average_over_ranks(self.optimizers.dense_gradients())
         self.clock.mark("backward")
+        self._before_update()
         lookup.backward()
         self.clock.mark("tables")
         self._finish(vectors, batch)

@@ -1,10 +1,11 @@
-"""The model of a finished run, as programs judge it."""
+"""The model of a finished run, as programs judge it, and how its batches were read."""
 
 from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.planning import ShardingConfig, for_reading
 from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.runs import RunFolder
@@ -52,3 +53,19 @@ def load_run_model(
     finally:
         store.close()
     return model
+
+
+def lanes_of(run: RunFolder, checkpoint: CheckpointConfig) -> int:
+    """In how many lanes the batches of a run are read: the ranks that it was begun on. Called on every rank.
+
+    Raises:
+        UserError: on every rank; no whole checkpoint.
+    """
+    store = CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
+    try:
+        newest = store.load_newest({}, partial=True)
+        if newest is None:
+            raise UserError(f"no checkpoint in '{store.where}': train first")
+        return int(newest.state["reader"]["lanes"])
+    finally:
+        store.close()

@@ -27,6 +27,7 @@ class TrainerConfig:
     """How long to train and how to judge.
 
     Args:
+        tasks: the trained tasks of the dataset to train on; none: all of them. The others are not judged either.
         epochs: passes over as many pairs as the training split holds; `steps` overrides it when positive.
         accumulate: batches of a step: it takes the mean of their losses, with the memory of one batch's towers and
             losses. `steps` and `epochs` count as ever: a step is an update.
@@ -42,6 +43,7 @@ class TrainerConfig:
             trains, with the same results. `auto`: on a GPU, where a step has one batch.
     """
 
+    tasks: tuple[str, ...] = ()
     epochs: float = 5.0
     steps: int = 0
     accumulate: int = 1
@@ -55,12 +57,21 @@ class TrainerConfig:
     tracking: Tracking = field(default_factory=NoTracking)
 
     def __post_init__(self) -> None:
+        require(len(set(self.tasks)) == len(self.tasks), "tasks", self.tasks, "a list without repeats")
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0 (or give steps)")
         within(self, 0, 1_000_000, "epochs")
         within(self, 0, 1_000_000_000, "steps", "patience", "validation_anchors")
         within(self, 1, 1_000_000, "validations", "accumulate")
         within(self, 1, 1_000_000_000, "log_every")
         within(self, 0.1, 1_000_000, "stuck_seconds")
+
+    def planned_steps(self, batches_per_epoch: int) -> int:
+        """Steps of a run that is not stopped early.
+
+        Args:
+            batches_per_epoch: of all ranks together, until as many pairs have passed as the training split holds.
+        """
+        return self.steps or max(1, round(self.epochs * batches_per_epoch / self.accumulate))
 
 
 class Progress(Protocol):
@@ -91,12 +102,18 @@ class Keep(Protocol):
     def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
         """Keeps one: `value` of a validation at this step, `last` where training ends."""
 
+    def before_update(self) -> None:
+        """Waits until tables may change; called in every step right before they do."""
+
 
 class _Nothing:
     def is_due(self, step: int) -> bool:
         return False
 
     def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
+        return
+
+    def before_update(self) -> None:
         return
 
 
@@ -150,6 +167,7 @@ class Trainer:
             accumulate=config.accumulate,
             pipeline=config.pipeline == "auto",
             asked=asked or (lambda: False),
+            before_update=self._keep.before_update,
         )
 
     def run(self, batches: Iterator[Batch], steps: int, *, after: int = 0, stop: EarlyStop | None = None) -> Taken:

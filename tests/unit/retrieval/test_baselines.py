@@ -99,7 +99,7 @@ def test_oracle_of_the_validation_split_ranks_its_own_pairs(dataset: PreparedDat
 @pytest.mark.parametrize("task", ["search", "similar", "complement"])
 def test_no_rival_passes_the_oracle(dataset: PreparedDataset, task: str, split: Split) -> None:
     config = EvaluateConfig(split=split)
-    systems = evaluate_task(dataset, task, baseline_rankers(dataset, task, config), config).systems
+    systems = evaluate_task(dataset, task, baseline_rankers(dataset, task, config), config)[0].systems
     best = systems.pop("oracle")
     assert set(systems) == {"popularity", "bm25", "co_occurrence", "two_hops"}
     for rival, scores in systems.items():
@@ -110,7 +110,7 @@ def test_no_rival_passes_the_oracle(dataset: PreparedDataset, task: str, split: 
 
 def test_slices_part_the_pairs(dataset: PreparedDataset) -> None:
     config = EvaluateConfig()
-    result = evaluate_task(dataset, "similar", baseline_rankers(dataset, "similar", config), config)
+    result, _ = evaluate_task(dataset, "similar", baseline_rankers(dataset, "similar", config), config)
     assert set(result.systems) == {"popularity", "bm25", "co_occurrence", "two_hops", "oracle"}
     assert result.num_anchors == len(np.unique(dataset.pairs("similar", "test")["anchor"]))
     training = result.slices["target_training"]

@@ -1,6 +1,8 @@
 """The evaluator against loops: slices, values per anchor in Parquet, JSON without NaN, anchors that nothing fits."""
 
 import json
+import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +75,7 @@ def words_of(dataset: PreparedDataset, anchor_B: np.ndarray) -> list[str]:
 
 @pytest.mark.parametrize("task", ["search", "complement"])
 def test_slices_equal_a_slow_twin(dataset: PreparedDataset, task: str) -> None:
-    result = evaluate_task(dataset, task, rankers(dataset, task), CONFIG)
+    result, _ = evaluate_task(dataset, task, rankers(dataset, task), CONFIG)
     anchor_B = split_anchors(dataset, task, CONFIG)
     right = answers(dataset, task, anchor_B)
     info = dataset.manifest.tasks[task]
@@ -130,7 +132,9 @@ def test_parquet_and_json_hold_what_is_computed_again(dataset: PreparedDataset, 
     tasks = {task: rankers(dataset, task) for task in ("search", "complement")}
     about = terms(CONFIG, "best", dataset.manifest.digest)
     with writing_records(path, dataset, about, METRICS, slice_columns(dataset, CONFIG.slices)) as records:
-        evaluation = evaluate_tasks(dataset, tasks, CONFIG, records=records)
+        evaluation = evaluate_tasks(
+            dataset, {task: partial(rankers, dataset, task) for task in tasks}, CONFIG, records=records
+        )
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert json.loads(pq.read_schema(path).metadata[ABOUT]) == about
     table = pq.read_table(path).to_pandas()
@@ -215,25 +219,42 @@ def test_progress_counts_all_anchors_of_all_systems(dataset: PreparedDataset) ->
     assert told == [(30, 90), (60, 90), (90, 90)]
 
 
+def test_a_tasks_rankers_are_made_in_its_turn_and_let_go(dataset: PreparedDataset) -> None:
+    alive: list[list[str]] = []
+    made: dict[str, weakref.ref[Ranker]] = {}
+
+    def make(task: str) -> dict[str, Ranker]:
+        alive.append([name for name, ranker in made.items() if ranker() is not None])
+        systems = rankers(dataset, task)
+        made[task] = weakref.ref(systems["model"])
+        return systems
+
+    tasks = list(dataset.manifest.tasks)
+    evaluation = evaluate_tasks(dataset, {task: partial(make, task) for task in tasks}, EvaluateConfig(max_anchors=20))
+    assert list(made) == tasks
+    assert alive == [[]] * len(tasks), "those of an earlier task are still there"
+    assert all(result.comparisons for result in evaluation.tasks.values())
+
+
 def test_anchors_without_a_right_answer_are_left_out_and_counted(tmp_path: Path) -> None:
     clicks: Rows = {**CLICKS, "grade": [1, 1, 1, 1, 1, 1, 1, 0], "time": [1, 2, 3, 4, 5, 6, 95, 96]}
     dataset = run(tmp_path, with_pairs(given(grade="grade", min_grade=0.0)), clicks=clicks)
-    result = evaluate_task(dataset, "search", {"model": popularity(dataset, "search")}, EvaluateConfig())
+    result, _ = evaluate_task(dataset, "search", {"model": popularity(dataset, "search")}, EvaluateConfig())
     assert (result.num_anchors, result.num_without_positives) == (1, 1)
     assert result.systems["model"]["hit_rate@10"] == 1.0
     assert result.comparisons == {}
     # None is left: no number, and no warning either.
     clicks["grade"][-2:] = [0, 0]
     dataset = run(tmp_path / "none", with_pairs(given(grade="grade", min_grade=0.0)), clicks=clicks)
-    tasks = {"search": {"model": popularity(dataset, "search"), "oracle": oracle(dataset, "search", "test")}}
+    systems = {"model": popularity(dataset, "search"), "oracle": oracle(dataset, "search", "test")}
     with writing_records(tmp_path / "anchors.parquet", dataset, {}, EvaluateConfig().metrics, []) as records:
-        said = evaluate_tasks(dataset, tasks, EvaluateConfig(), records=records).to_json("best")
+        said = evaluate_tasks(dataset, {"search": lambda: systems}, EvaluateConfig(), records=records).to_json("best")
     search = said["tasks"]["search"]
     assert (search["num_anchors"], search["num_without_positives"]) == (0, 2)
     assert set(search["systems"]["model"].values()) == {None}
     assert search["comparisons"]["oracle"]["recall@10"]["p_holm"] is None
     assert len(pq.read_table(tmp_path / "anchors.parquet")) == 0
-    assert score(dataset, "search", tasks["search"]["model"], EvaluateConfig())["recall@10"] == 0.0
+    assert score(dataset, "search", systems["model"], EvaluateConfig())["recall@10"] == 0.0
 
 
 def test_a_cut_off_beyond_the_catalogue(tmp_path: Path) -> None:
@@ -245,7 +266,7 @@ def test_a_cut_off_beyond_the_catalogue(tmp_path: Path) -> None:
         return np.tile(np.arange(5)[::-1], (len(anchor_B), 1))
 
     config = EvaluateConfig(metrics=("recall@1000", "precision@1000", "recall@1"))
-    result = evaluate_task(dataset, "search", {"model": backwards}, config)
+    result, _ = evaluate_task(dataset, "search", {"model": backwards}, config)
     assert asked == [5]
     assert result.systems["model"]["recall@1000"] == 1.0
     assert result.systems["model"]["precision@1000"] == pytest.approx(1 / 1000)

@@ -128,7 +128,7 @@ def test_what_is_recommended_reaches_the_wish(
     wish: float, measured: tuple[Measured, list[Measured]], vector_ND: np.ndarray, questions: dict[str, Questions]
 ) -> None:
     """Built and asked anew, by its words alone."""
-    chosen = recommended(measured[1], wish, list(questions))
+    chosen = recommended(measured[1], dict.fromkeys(questions, wish))
     assert chosen is not None
     index = faiss.index_factory(WIDTH, chosen.factory, faiss.METRIC_INNER_PRODUCT)
     faiss.omp_set_num_threads(1)
@@ -173,13 +173,13 @@ def test_recommended_by_hand() -> None:
     b = setting("b", search=(0.95, 50.0), similar=(0.95, 50.0))
     c = setting("c", search=(0.99, 40.0), similar=(0.97, 400.0))
     every = [a, b, c]
-    assert recommended(every, 0.9, ["search"]) is a
-    assert recommended(every, 0.95, ["search"]) is b, "as much as is wished is enough"
-    assert recommended(every, 0.96, ["search"]) is c
-    assert recommended(every, 0.95, ["search", "similar"]) is c, "1/40 + 1/400 is less time than 2/50"
-    assert recommended(every, 0.98, ["search", "similar"]) is None
-    assert recommended(every, 1.0, ["similar"]) is None
-    assert recommended([], 0.5, ["search"]) is None
+    assert recommended(every, {"search": 0.9}) is a
+    assert recommended(every, {"search": 0.95}) is b, "as much as is wished is enough"
+    assert recommended(every, {"search": 0.96}) is c
+    assert recommended(every, {"search": 0.95, "similar": 0.95}) is c, "1/40 + 1/400 is less time than 2/50"
+    assert recommended(every, {"search": 0.98, "similar": 0.98}) is None
+    assert recommended(every, {"similar": 1.0}) is None
+    assert recommended([], {"search": 0.5}) is None
 
 
 @given(seed=st.integers(0, 1000), k=st.integers(1, 8))

@@ -2,21 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tests.ranks import run_on_ranks
 from tests.tiny import PRODUCTS, QUERIES, write_tiny
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.links import Links, offsets_of
 from torchrec_mt.data.mined import MinedFolder, MinedTask, check_place, write_mined
 from torchrec_mt.errors import UserError
-from torchrec_mt.retrieval.mining import mine_task
+from torchrec_mt.retrieval import mining
+from torchrec_mt.retrieval.mining import mine_task, of_all_ranks
 
 
 def links_of(lists: list[list[int]]) -> Links:
@@ -54,26 +58,28 @@ def twin(
     margin=st.sampled_from([-2.0, -0.3, 0.0, 0.1, 0.4, 2.0]),
     same_entity=st.booleans(),
     chunk=st.sampled_from([1, 3, 2048]),
+    first_look=st.sampled_from([1, 8]),
 )
 def test_mining_against_a_slow_twin(
-    seed: int, depth: int, per_anchor: int, margin: float, same_entity: bool, chunk: int
+    seed: int, depth: int, per_anchor: int, margin: float, same_entity: bool, chunk: int, first_look: int
 ) -> None:
     rng, candidates, anchors = np.random.default_rng(seed), 25, 12
     id_N = np.sort(rng.permutation(anchors)[: rng.integers(0, anchors + 1)])
     known = [rng.permutation(candidates)[: rng.integers(0, 5)].tolist() for _ in range(anchors)]
     anchor_ND, candidate_ND = vectors(seed, len(id_N)), vectors(seed + 5000, candidates)
-    found = mine_task(
-        anchor_ND,
-        candidate_ND,
-        id_N,
-        links_of(known),
-        anchors=anchors,
-        same_entity=same_entity,
-        depth=depth,
-        per_anchor=per_anchor,
-        margin=margin,
-        chunk=chunk,
-    )
+    with patch.multiple(mining, _FIRST_LOOK=first_look, _DEEPER=2):
+        found = mine_task(
+            anchor_ND,
+            candidate_ND,
+            id_N,
+            links_of(known),
+            anchors=anchors,
+            same_entity=same_entity,
+            depth=depth,
+            per_anchor=per_anchor,
+            margin=margin,
+            chunk=chunk,
+        )
     how = {"depth": depth, "per_anchor": per_anchor, "margin": margin, "same_entity": same_entity}
     assert lists_of(found) == twin(anchor_ND, candidate_ND, id_N.tolist(), known, anchors, **how)
     assert found.length_N.sum() == len(found.id_L)
@@ -114,6 +120,52 @@ def test_mining_by_hand() -> None:
     assert mined(depth=100) == [4, 5], "deeper than the catalogue"
     assert mined(margin=-2.0, per_anchor=1) == [0], "the best-ranked"
     assert mined(known=(), per_anchor=2) == [0, 1], "without known candidates there is no limit"
+
+
+@pytest.mark.parametrize("depth", [9_000, 9_001, 100_000])
+def test_a_depth_beyond_the_catalogue_is_the_catalogue(depth: int) -> None:
+    """Seconds of products and a sort: not the vectors of every pair. A margin that nearly nothing is below."""
+    candidate_ND, anchor_ND = vectors(3, 9_000, 64), vectors(4, 300, 64)
+    known = [[row] for row in range(300)]
+    found = mine_task(
+        anchor_ND,
+        candidate_ND,
+        np.arange(300),
+        links_of(known),
+        anchors=300,
+        same_entity=True,
+        depth=depth,
+        per_anchor=2,
+        margin=0.4,
+    )
+    score_NN = anchor_ND.double().numpy() @ candidate_ND.double().numpy().T
+    for anchor, rows in enumerate(lists_of(found)):
+        order = np.argsort(-score_NN[anchor], kind="stable")
+        below = order[score_NN[anchor, order] <= score_NN[anchor, anchor] - 0.4]
+        assert rows == sorted(below[:2].tolist())
+    assert 0 < found.length_N.sum() < 600, "some found fewer in the whole catalogue"
+
+
+Parts = list[list[int]]
+PARTS: list[tuple[Parts, Parts]] = [
+    ([[1, 2, 0, 0], [0, 0, 0, 2]], [[1, 2, 0, 2], [0, 1, 2, 10, 11]]),
+    ([[1, 2, 0, 0], [0, 0, 0, 0]], [[1, 2, 0, 0], [0, 1, 2]]),
+    ([[0, 0, 0, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], []]),
+]
+"""How many negatives each of two ranks has found for four anchors; the numbers and the negatives of both."""
+
+
+def mined_in_parts(cases: list[Parts]) -> list[Parts]:
+    rank, wholes = dist.get_rank(), []
+    for numbers in cases:
+        own = MinedTask(np.array(numbers[rank]), np.arange(sum(numbers[rank])) + 10 * rank)
+        whole = of_all_ranks(own, torch.device("cpu"))
+        wholes.append([whole.length_N.tolist(), whole.id_L.tolist()])
+    return wholes
+
+
+def test_parts_of_two_ranks() -> None:
+    assert run_on_ranks(2, mined_in_parts, [numbers for numbers, _ in PARTS]) == [[whole for _, whole in PARTS]] * 2
 
 
 def test_progress_is_told() -> None:

@@ -1,6 +1,7 @@
 """Judged pools end to end: grades of 0 come through preparation, and the evaluator measures the task by them too."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def judged_dataset(tmp_path: Path, ratings: Rows = RATINGS, **settings: Any) -> 
 
 def results(dataset: PreparedDataset, config: EvaluateConfig = CONFIG) -> Any:
     names = [name for name, task in dataset.manifest.tasks.items() if task.pairs[config.split]]
-    rankers = {name: baseline_rankers(dataset, name, config) for name in names}
+    rankers = {name: partial(baseline_rankers, dataset, name, config) for name in names}
     return evaluate_tasks(dataset, rankers, config).to_json("best")["tasks"]
 
 

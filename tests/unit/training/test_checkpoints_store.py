@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torchrec_mt.errors import UserError
 from torchrec_mt.training.checkpoints.commit import DamagedCheckpointError
 from torchrec_mt.training.checkpoints.files import Files
 from torchrec_mt.training.checkpoints.layout import checksum
+from torchrec_mt.training.checkpoints.staging import Staging
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 
 
@@ -205,6 +207,76 @@ def test_training_goes_on_while_a_save_runs(kept: Kept, monkeypatch: pytest.Monk
         found_ND = torch.zeros(6, 4)
         kept.store.load({"table": found_ND}, step=step)
         assert found_ND.unique().tolist() == [step]
+
+
+def test_a_late_tensor_may_change_once_its_copy_is_there(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_copy, copy = threading.Event(), np.copyto
+    early_D, late_D = torch.ones(3), torch.ones(3)
+    kept.store.reserve({"early": early_D, "late": late_D})
+
+    def copyto(*given: Any) -> None:
+        assert threading.current_thread() is threading.main_thread() or may_copy.wait(60)
+        copy(*given)
+
+    monkeypatch.setattr(np, "copyto", copyto)
+    kept.store.save(
+        1, {"early": early_D, "late": late_D}, state={}, rank_state={}, background=True, late=["late", "none"]
+    )
+    early_D.fill_(2)
+    threading.Timer(0.1, may_copy.set).start()
+    kept.store.finish_copy()
+    assert may_copy.is_set()
+    late_D.fill_(2)
+    kept.store.finish_copy()  # nothing more to wait for
+    kept.store.finish()
+    kept.store.load_newest({"early": early_D, "late": late_D})
+    assert [*early_D.tolist(), *late_D.tolist()] == [1] * 6
+
+
+def test_a_late_copy_that_fails_ends_its_save(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    def save(step: int) -> None:
+        kept.store.save(step, {"row": kept.row_D}, state={"step": step}, rank_state={}, background=True, late=["row"])
+
+    kept.save(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "copyto", fails)
+        save(1)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            kept.store.finish_copy()
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            kept.store.finish()
+        save(2)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            kept.store.finish()
+    assert kept.folders() == ["step-0000000000"]
+    save(3)
+    kept.store.finish_copy()
+    kept.store.finish()
+    assert kept.store.steps() == [3, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("late", [(), ("table",)])
+def test_a_copy_from_a_gpu_is_of_what_its_stream_had_under_way(late: tuple[str, ...]) -> None:
+    device = torch.device("cuda")
+    table_ND = torch.zeros(200_000, 64, device=device)
+    staging, factor_DD = Staging(), torch.eye(64, device=device)
+    for step in (1.0, 2.0):
+        for _ in range(20):
+            table_ND = table_ND @ factor_DD  # keeps the stream busy
+        table_ND.fill_(step)
+        copy = staging.copy({"table": table_ND}, late=late)
+        thread = threading.Thread(target=copy.finish)
+        thread.start()
+        thread.join()
+        table_ND.fill_(-1.0)
+        found = copy.tensors["table"]
+        assert isinstance(found, Tensor)
+        assert found.is_pinned()
+        assert found.unique().tolist() == [step]
 
 
 def test_a_failure_in_the_background_is_told_later(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Saves and loads checkpoints: the way in. Every method is called on every rank, and ends alike on all of them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,7 @@ class CheckpointStore:
         self._group = dist.new_group(backend="gloo")
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._copying: Future[None] | None = None
         self._running: Future[None] | None = None
 
     @property
@@ -81,6 +82,7 @@ class CheckpointStore:
         rank_state: State,
         marks: tuple[str, ...] = (),
         background: bool = False,
+        late: Container[str] = (),
     ) -> None:
         """Saves a checkpoint, which counts once all of it is on the disk; one of the same step is replaced.
 
@@ -90,6 +92,7 @@ class CheckpointStore:
             marks: names that this checkpoint takes over, by which it is kept and found ("best").
             background: return once the tensors are copied, and write while training goes on. Failures show in the next
                 `save` or in `finish`, on every rank.
+            late: names of tensors that are copied in the background, too: they must not change before `finish_copy`.
 
         Raises:
             UserError: on every rank, if any could not write; earlier checkpoints are as they were.
@@ -100,7 +103,9 @@ class CheckpointStore:
             self._files, self._shelf, step=step, marks=marks, state=_json(state), rank_state=_json(rank_state)
         )
         if background:
-            self._running = self._thread.submit(self._write, writer, self._staging.copy(tensors))
+            copy = self._staging.copy(tensors, late=late)
+            self._copying = self._thread.submit(copy.finish)
+            self._running = self._thread.submit(self._write, writer, copy.tensors, self._copying.result)
         else:
             self._write(writer, dict(tensors))
 
@@ -108,13 +113,23 @@ class CheckpointStore:
         """Takes the memory that background saves of such tensors need, so that the first does not wait for it."""
         self._staging.copy(tensors)
 
+    def finish_copy(self) -> None:
+        """Waits until what a save in the background copies late may change. Called on any rank.
+
+        Raises:
+            Exception: what the copy ended with, on this rank; all ranks hear of it in the next `save` or in `finish`.
+        """
+        copying, self._copying = self._copying, None
+        if copying is not None:
+            copying.result()
+
     def finish(self) -> None:
         """Waits for a save in the background.
 
         Raises:
             UserError: on every rank, if it failed on any.
         """
-        running, self._running = self._running, None
+        running, self._running, self._copying = self._running, None, None
         if running is not None:
             running.result()
 
@@ -126,9 +141,9 @@ class CheckpointStore:
             self._thread.shutdown()
             dist.destroy_process_group(self._group)
 
-    def _write(self, writer: Writer, tensors: dict[str, Any]) -> None:
+    def _write(self, writer: Writer, tensors: dict[str, Any], ready: Callable[[], None] = lambda: None) -> None:
         try:
-            save(tensors, storage_writer=writer, planner=PiecesSavePlanner(), process_group=self._group)
+            save(tensors, storage_writer=writer, planner=PiecesSavePlanner(ready), process_group=self._group)
         except CheckpointException as failure:  # the same on all ranks
             writer.abandon()
             _, (error, _) = min(failure.failures.items())

@@ -3,7 +3,7 @@
 import json
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,10 +34,20 @@ from torchrec_mt.training.checkpoints.shelf import Shelf
 
 
 class PiecesSavePlanner(DefaultSavePlanner):
-    """Torch's planner, which otherwise looks for pieces in tensors only, and not for holes where one rank saves."""
+    """Torch's planner, which otherwise looks for pieces in tensors only, and not for holes where one rank saves.
 
-    def __init__(self) -> None:
+    Args:
+        ready: waits until the tensors may be read; where it fails on one rank, the save fails on all.
+    """
+
+    def __init__(self, ready: Callable[[], None]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._ready = ready
+
+    def create_local_plan(self) -> SavePlan:
+        """Torch's own, of tensors that are there."""
+        self._ready()
+        return super().create_local_plan()
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         """The value that a piece of the plan stands for."""

@@ -108,7 +108,9 @@ def test_the_launch_file_judges_the_twin_as_a_pool(tmp_path: Path) -> None:
     assert sum(described.pairs.values()) == 42
     assert min(described.pairs.values()) > 0
     assert search.pairs == {"train": 0, "valid": 0, "test": 5}
-    result = evaluate_tasks(dataset, {"search": baseline_rankers(dataset, "search", config.evaluate)}, config.evaluate)
+    result = evaluate_tasks(
+        dataset, {"search": lambda: baseline_rankers(dataset, "search", config.evaluate)}, config.evaluate
+    )
     pool = result.tasks["search"].judged
     assert pool is not None
     assert (pool.num_anchors, pool.num_judged) == (2, 5)

@@ -10,7 +10,7 @@ from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.plans.planner import TablesDoNotFitError, solve
 from torchrec_mt.distributed.plans.stuck import Stuck
 from torchrec_mt.errors import UserError
-from torchrec_mt.plan import problem_of
+from torchrec_mt.workflows.planning import problem_of
 
 
 @dataclass(frozen=True)

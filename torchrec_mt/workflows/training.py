@@ -1,0 +1,107 @@
+"""A training from a whole config: dataset, run folder and earlier run wired into `training.job`."""
+
+from collections.abc import Callable
+
+from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_json, open_dataset
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.errors import UserError
+from torchrec_mt.reporting.terminal import TrainingProgress
+from torchrec_mt.runs import MARK, PARTS, RunFolder, job, restarted
+from torchrec_mt.storage import Output, is_url
+from torchrec_mt.training.job import train
+from torchrec_mt.training.keeper import checkpoints_path, has_checkpoint
+from torchrec_mt.training.warm_start import Earlier
+
+# Not what decides the meaning of a step, of the best validation so far, or which batches come.
+RESUMED = (
+    *(f"trainer.{key}" for key in ("epochs", "steps", "validations", "patience", "log_every", "stuck_seconds")),
+    "trainer.pipeline",
+    "checkpoint.*",
+    *(f"runtime.{key}" for key in ("device", "threads", "timeout_minutes")),
+    "sharding.*",
+    "evaluate.*",
+    "plan.*",
+    "reader.prefetch",
+    "dataset.path",
+)
+
+
+def train_here(
+    config: RunConfig,
+    run_path: str,
+    here: Runtime,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    init_from: str | None = None,
+    lanes: int | None = None,
+    show: bool = True,
+    asked: Callable[[], bool] = lambda: False,
+) -> dict[str, object]:
+    """Trains into a run folder, in a job that was joined already and by a schema that was checked.
+
+    Returns the outcome (best step and metric, steps, path), on every rank.
+
+    Args:
+        resume: go on with the run in the folder. init_from: a run whose weights a new one starts from.
+        lanes: in which a new run's batches are read; None: as many as there are ranks.
+        asked: whether this rank was asked to end.
+    """
+    dataset, schema = open_dataset(config)
+    output = Output(run_path, mark=MARK, parts=PARTS)
+    run, again = on_main(lambda: _place(config, output, overwrite=overwrite, resume=resume))
+    if again:
+        on_main(lambda: run.check_dataset(dataset.manifest.digest, config.dataset.path))
+    earlier = _earlier(init_from) if init_from else None
+    with TrainingProgress(enabled=show and here.is_main) as progress:
+        outcome = train(
+            run,
+            dataset,
+            schema,
+            config_json=config_to_json(config),
+            reader_config=config.reader,
+            negatives=config.negatives,
+            losses=config.loss,
+            model_config=config.model,
+            sharding=config.sharding,
+            optim=config.optim,
+            balancing=config.balancing,
+            trainer_config=config.trainer,
+            checkpoint=config.checkpoint,
+            runtime=here,
+            seed=config.runtime.seed,
+            progress=progress,
+            output=output,
+            asked=asked,
+            resume=again,
+            earlier=earlier,
+            lanes=lanes,
+        )
+    on_main(output.update)
+    return outcome
+
+
+def _earlier(path: str) -> Earlier:
+    run = RunFolder.open(path, parts=PARTS)
+    config = check_config(run.config_json(), where=path)
+    return Earlier(path=run.path, checkpoints=checkpoints_path(config.checkpoint, run), url=run.url)
+
+
+def _place(config: RunConfig, output: Output, *, overwrite: bool, resume: bool) -> tuple[RunFolder, bool]:
+    """The run folder, and whether to go on with what is in it: asked for, or a launcher's next try of the same job."""
+    path, place = output.where, output.folder()
+    run = RunFolder(place, url=path if is_url(path) else "")
+    if resume:
+        RunFolder.open(place)
+        return run, True
+    again = restarted(place)
+    if again and has_checkpoint(config.checkpoint, run):
+        changed = changed_keys(run.config_json(), config, but=RESUMED)
+        if changed:
+            raise UserError(
+                f"'{path}' holds a run of this very job, '{job()}', with another config ({', '.join(changed[:3])} "
+                "differ): give another --output, or its own config to go on with it"
+            )
+        return run, True
+    return RunFolder.create(place, overwrite=overwrite or again, url=run.url), False

@@ -1,4 +1,5 @@
 """torchrec-mt compare RUN_A RUN_B: is one run's model better than another's, by how much, is it chance?
+torchrec-mt compare GRID.toml: runs an experiment, methods x seeds, and says what came of it.
 
 Pairs the two runs anchor by anchor, from the RUN/evaluation/anchors.parquet that `torchrec-mt evaluate` wrote. Every
 difference is RUN_A minus RUN_B. Of another judgement (the validation split, the last model, other baselines) give the
@@ -10,13 +11,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchrec_mt.errors import run_program
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.runtime import runtime
+from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.comparison import comparison_table
-from torchrec_mt.reporting.terminal import console
+from torchrec_mt.reporting.grid import grid_markdown, grid_tables
+from torchrec_mt.reporting.terminal import console, progress_console
 from torchrec_mt.retrieval.comparison import Judgement, compare_runs
 from torchrec_mt.retrieval.records import records_path
-from torchrec_mt.runs import MARK, RunFolder
+from torchrec_mt.runs import MARK, RunFolder, write_atomic
 from torchrec_mt.storage import local_copy
+from torchrec_mt.training.preemption import preemption
+from torchrec_mt.workflows.grid import AskedToEndError, begin, run_cells
+from torchrec_mt.workflows.grid_config import cells_of, load_grid
+from torchrec_mt.workflows.grid_results import grid_results
 
 _PARTS = (MARK, "evaluation")
 """What is read of a run that a URL names."""
@@ -32,10 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RUN_A",
         help="a run folder that `torchrec-mt evaluate` judged, or a file of anchors; a path or a URL",
     )
-    parser.add_argument("second", metavar="RUN_B", help="another one, judged on the same dataset")
+    parser.add_argument("second", metavar="RUN_B", nargs="?", help="another one, judged on the same dataset")
     parser.add_argument("--task", dest="tasks", action="append", default=[], help="repeatable; default: all tasks")
     parser.add_argument(
         "--metric", dest="metrics", action="append", default=[], help="repeatable; default: the main metrics of RUN_A"
+    )
+    parser.add_argument(
+        "--only", metavar="METHOD", action="append", default=[], help="of an experiment: these methods; repeatable"
     )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     return parser
@@ -52,6 +63,10 @@ def _judgement(place: str) -> Judgement:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    if arguments.first.endswith(".toml"):
+        return _experiment(arguments)
+    if arguments.second is None:
+        raise UserError(f"compare '{arguments.first}' with what? Give a second run, or an experiment (GRID.toml)")
     first, second = _judgement(arguments.first), _judgement(arguments.second)
     compared = compare_runs(first, second, tasks=arguments.tasks, metrics=arguments.metrics)
     if arguments.json:
@@ -59,6 +74,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         console().print(comparison_table(compared))
     return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    grid = load_grid(arguments.first)
+    cells = cells_of(grid, arguments.only)
+    output = Path(grid.output)
+    with runtime(cells[0].config.runtime) as here, preemption() as noted:
+        on_main(lambda: begin(grid))
+
+        def tell(line: str) -> None:
+            if here.is_main:
+                progress_console().print(line, highlight=False, soft_wrap=True)
+
+        try:
+            done = run_cells(cells, here, show=not arguments.json, tell=tell, asked=lambda: noted.asked)
+        except AskedToEndError as asked:
+            tell(f"asked to end; to go on from '{asked.place}': torchrec-mt compare {arguments.first}")
+            return 0
+        if not here.is_main:
+            return 0  # the main rank speaks
+    results = grid_results(grid, done)
+    write_atomic(output / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_atomic(output / "results.md", grid_markdown(results))
+    if arguments.json:
+        print(json.dumps(results, allow_nan=False))
+    else:
+        console().print(grid_tables(results))
+        console().print(f"experiment: {output}   results: {output / 'results.md'}", soft_wrap=True)
+    return 1 if results["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -33,6 +33,8 @@ from torchrec_mt.training.imagined import PlanConfig
 from torchrec_mt.training.keeper import CheckpointConfig
 from torchrec_mt.training.optim import OptimConfig
 from torchrec_mt.training.trainer import TrainerConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,19 @@ def changed_keys(settled: dict[str, Any], config: RunConfig, *, but: Sequence[st
 
 def _is_one_of(key: str, keys: Sequence[str]) -> bool:
     return any(key == one or (one.endswith("*") and key.startswith(one[:-1])) for one in keys)
+
+
+def load_as(kind: type[T], file: str | Path) -> T:
+    """Reads a TOML file that is no run's config, and checks it against a config class as strictly.
+
+    Raises:
+        UserError: a file that is missing or no TOML, an unknown key, a wrong value.
+    """
+    raw = _read_toml(Path(file))
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: " + "; ".join(explain(error, raw, kinds_of(kind)))) from None
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,0 +1,61 @@
+"""An experiment from its file to its results: cells that are kept, one that fails, one model per task beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from torchrec_mt.compare import main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = shared_root(tmp_path_factory)
+    prepared_debug_shop(found)
+    return found
+
+
+def test_an_experiment(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [*debug_overrides(root), "trainer.steps=6", "trainer.validations=1", "trainer.log_every=2"]
+    (tmp_path / "grid.toml").write_text(
+        f"""
+question = "Is one model as good as three?"
+base = {list(FILES)}
+output = "{tmp_path}/out"
+reference = "twins"
+seeds = [0]
+metrics = ["recall@100"]
+settings = {settings}
+
+[methods.unified]
+
+[methods.twins]
+twins_of = "unified"
+
+[methods.broken]
+settings = ["optim.table_rate=1e25", "optim.dense_rate=1e25"]
+"""
+    )
+    grid = str(tmp_path / "grid.toml")
+    assert main([grid, "--json"]) == 1, "a cell failed"
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "out/results.json").read_text())
+    assert found["tasks"].keys() == {"search", "similar", "complement"}
+    for methods in found["tasks"].values():
+        assert methods.keys() == {"unified", "twins"}
+        assert methods["unified"]["metrics"]["recall@100"]["beside_reference"]["p_holm"] is not None
+    assert [(one["method"], one["seed"]) for one in found["failed"]] == [("broken", 0)]
+    assert "no finite number" in found["failed"][0]["why"]
+    assert found["cost"]["twins"]["dense_parameters"] > found["cost"]["unified"]["dense_parameters"]
+    assert (tmp_path / "out/results.md").read_text().startswith("# Is one model as good as three?")
+    # What is there is kept: no run is trained or judged again.
+    runs = [tmp_path / "out/unified/seed-0", tmp_path / "out/unified/seed-0/twins/search"]
+    before = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
+    judged = (runs[0] / "evaluation/anchors.parquet").parent.stat().st_mtime_ns
+    assert main([grid, "--json", "--only", "unified"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs] == before
+    assert (runs[0] / "evaluation/anchors.parquet").parent.stat().st_mtime_ns == judged
+    unified = found["tasks"]["search"]["unified"]["metrics"]["recall@100"]
+    assert again["tasks"]["search"]["unified"]["metrics"]["recall@100"]["mean"] == unified["mean"]

@@ -1,0 +1,147 @@
+"""Runs an experiment: every cell trained and judged in a folder of its own. What is there is kept, what was stopped
+goes on, and a cell that fails does not stop the rest."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrec_mt.config import changed_keys, check_config, config_to_json
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.runtime import Runtime
+from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.retrieval.records import records_path
+from torchrec_mt.runs import MARK, RunFolder, write_atomic
+from torchrec_mt.training.keeper import BEST, has_checkpoint
+from torchrec_mt.workflows.evaluation import evaluate_here
+from torchrec_mt.workflows.grid_config import Cell, Grid
+from torchrec_mt.workflows.training import train_here
+from torchrec_mt.workflows.twin_plan import training_of, twin_tasks
+from torchrec_mt.workflows.twins import compare_with_twins
+
+PLAN = "grid.json"
+_FREE = ("methods", "seeds", "question")
+"""What may be added to an experiment that has begun."""
+_NO_OTHER_MODEL = (
+    "evaluate.*",
+    "checkpoint.*",
+    "plan.*",
+    *(f"runtime.{key}" for key in ("device", "threads", "timeout_minutes")),
+    *(f"trainer.{key}" for key in ("log_every", "stuck_seconds", "pipeline")),
+    "reader.prefetch",
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A cell's outcome: judgements of its runs (`anchors.parquet`), or why it failed."""
+
+    cell: Cell
+    records: tuple[Path, ...] = ()
+    failure: str = ""
+
+
+class AskedToEndError(Exception):
+    """The program was asked to end; `place` is the run that goes on."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(str(place))
+        self.place = place
+
+
+def begin(grid: Grid) -> None:
+    """Writes the experiment's plan down, or checks that the one that has begun is the same.
+
+    Raises:
+        UserError: what is fixed has changed since the first run.
+    """
+    file = Path(grid.output) / PLAN
+    plan = json.loads(json.dumps(grid.to_json()))
+    if file.is_file():
+        begun = json.loads(file.read_text())
+        changed = [key for key in plan if key not in _FREE and plan[key] != begun.get(key)]
+        changed += [
+            f"methods.{name}"
+            for name, method in begun["methods"].items()
+            if plan["methods"].get(name, method) != method
+        ]
+        if changed:
+            raise UserError(
+                f"'{file}' is another experiment ({', '.join(changed)} differ): what is fixed stays fixed once runs "
+                "are made; give another output"
+            )
+        plan["methods"] = begun["methods"] | plan["methods"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(plan, indent=1) + "\n")
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    here: Runtime,
+    *,
+    show: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
+    asked: Callable[[], bool] = lambda: False,
+) -> list[Done]:
+    """Trains and judges what is not there yet. Called on every rank.
+
+    Args:
+        tell: takes a line per cell. asked: whether this rank was asked to end.
+
+    Raises:
+        AskedToEndError: it was; everything goes on from where it stands with the next call.
+    """
+    done = []
+    for number, cell in enumerate(cells, 1):
+        tell(f"[{number}/{len(cells)}] {cell.name}")
+        try:
+            records = _twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, asked)
+            done.append(Done(cell, tuple(records)))
+        except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
+            # One cell's mistake (a model that diverges, a method that the config refuses) is a result of its own.
+            done.append(Done(cell, failure=first_line(error)))
+            tell(f"  failed: {first_line(error)}")
+    return done
+
+
+def _run(cell: Cell, here: Runtime, show: bool, asked: Callable[[], bool]) -> list[Path]:
+    kept = on_main(lambda: _kept(cell))
+    outcome = train_here(cell.config, str(cell.place), here, resume=kept, overwrite=not kept, show=show, asked=asked)
+    if outcome["interrupted"]:
+        raise AskedToEndError(cell.place)
+    return [_judge(RunFolder.open(str(cell.place)), cell, here)]
+
+
+def _judge(run: RunFolder, cell: Cell, here: Runtime) -> Path:
+    """The values of the run's best model anchor by anchor; made where they are not there for this very model."""
+    path = run.evaluation_path.with_name(cell.config.evaluate.file_name(BEST))
+    stamp = path.with_suffix(".of.json")
+    model = json.dumps([training_of(run), cell.config.evaluate.split, list(cell.config.evaluate.metrics)])
+    if not on_main(lambda: stamp.is_file() and stamp.read_text() == model and records_path(path).is_file()):
+        evaluate_here(run, cell.config, here, path=path)
+        on_main(lambda: write_atomic(stamp, model))
+    return records_path(path)
+
+
+def _kept(cell: Cell) -> bool:
+    """Whether the run that lies in the cell's place is the cell's, as far as it has come."""
+    run = RunFolder(cell.place, url="")
+    if not (cell.place / MARK).is_file() or not has_checkpoint(cell.config.checkpoint, run):
+        return False
+    settled: dict[str, Any] = json.loads(config_to_json(check_config(run.config_json(), where=str(cell.place))))
+    return not changed_keys(settled, cell.config, but=_NO_OTHER_MODEL)
+
+
+def _twins(cell: Cell, here: Runtime, show: bool, tell: Callable[[str], None], asked: Callable[[], bool]) -> list[Path]:
+    """The twins of the run in the cell's place; a judgement of each."""
+    run = RunFolder.open(str(cell.place))
+    tasks = twin_tasks(cell.config, None, str(cell.place))
+    found = compare_with_twins(
+        run, cell.config, here, tasks, show=show, tell=lambda line: tell(f"  {line}"), asked=asked
+    )
+    if "interrupted" in found:
+        raise AskedToEndError(cell.place)
+    file = cell.config.evaluate.file_name(BEST)
+    folders = [RunFolder.open(twin["run"]) for twin in found["twins"].values()]
+    return [records_path(folder.evaluation_path.with_name(file)) for folder in folders]

@@ -1,0 +1,122 @@
+"""The plan of an experiment, written before its first run: the question, what is fixed and varied, how it is judged."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from torchrec_mt.config import RunConfig, load_as, load_config
+from torchrec_mt.errors import UserError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One thing that varies.
+
+    Args:
+        settings: keys, as of `--set`. twins_of: in place of a model of its own, one model per task: the twins of this
+            method's run of the same seed.
+    """
+
+    settings: tuple[str, ...] = ()
+    twins_of: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """An experiment: every method with every seed.
+
+    Args:
+        question: in a sentence. base: config files, merged left to right. settings: keys of all methods, as of `--set`.
+        reference: the method that others are compared with. metrics: to judge by, the first decides.
+        split: "valid" while something is still chosen by it, "test" once. output: folder of the runs.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    question: str
+    base: tuple[str, ...]
+    output: str
+    reference: str
+    methods: dict[str, Method]
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    metrics: tuple[str, ...] = ("recall@100", "recall@10", "ndcg@10")
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        require(self.question.strip(), "question", self.question, "a sentence")
+        require(self.base, "base", self.base, "at least one config file")
+        require(self.seeds and len(frozenset(self.seeds)) == len(self.seeds), "seeds", self.seeds, "different numbers")
+        require(self.metrics, "metrics", self.metrics, "at least one metric")
+        require(self.split in ("test", "valid"), "split", self.split, "test or valid")
+        require(self.reference in self.methods, "reference", self.reference, f"one of the methods {list(self.methods)}")
+        for name, method in self.methods.items():
+            plain = re.fullmatch(r"\w[\w.+-]*", name, re.ASCII)
+            require(plain, f"methods.{name}", name, "letters, digits, '_', '-', '+' and '.': it becomes a folder")
+            other = method.twins_of
+            if other is not None:
+                good = other in self.methods and self.methods[other].twins_of is None and not method.settings
+                require(good, f"methods.{name}.twins_of", other, "a method that is a model, with nothing else set")
+
+    def to_json(self) -> dict[str, Any]:
+        """What of it decides the runs and their judgement, as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one seed."""
+
+    method: str
+    seed: int
+    twins_of: str | None
+    config: RunConfig
+    place: Path
+
+    @property
+    def name(self) -> str:
+        """As it is told."""
+        return f"{self.method}, seed {self.seed}"
+
+
+def load_grid(file: str) -> Grid:
+    """Reads and checks an experiment.
+
+    Raises:
+        UserError: what `load_as` refuses.
+    """
+    return load_as(Grid, file)
+
+
+def cells_of(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
+    """Every cell, seed by seed, twins after the run whose twins they are. All configs are checked before any runs.
+
+    Args:
+        only: methods; none means all.
+
+    Raises:
+        UserError: a config that is none, a method that the grid lacks.
+    """
+    for name in only:
+        if name not in grid.methods:
+            raise UserError(f"--only {name}: the grid has no such method: {', '.join(grid.methods)}")
+    judging = [f"evaluate.split={grid.split}", f"evaluate.metrics={list(grid.metrics)}", "evaluate.baselines=[]"]
+    cells = []
+    for seed in grid.seeds:
+        for name in sorted(grid.methods, key=lambda name: grid.methods[name].twins_of is not None):
+            method = grid.methods[name]
+            if only and name not in only:
+                continue
+            source = method if method.twins_of is None else grid.methods[method.twins_of]
+            overrides = [*grid.settings, *source.settings, f"runtime.seed={seed}", *judging]
+            try:
+                config = load_config(grid.base, overrides)
+            except UserError as error:
+                raise UserError(f"method '{name}': {error}") from None
+            folder = Path(grid.output) / (method.twins_of or name) / f"seed-{seed}"
+            cells.append(Cell(name, seed, method.twins_of, config, folder))
+    return cells

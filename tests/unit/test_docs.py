@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from torchrec_mt.config import RunConfig, load_config
+from torchrec_mt.workflows.grid_config import cells_of, load_grid
 
 DOCUMENTS = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
 DEMO = Path("launch/demo.toml")
@@ -180,7 +181,9 @@ def test_examples_are_toml_and_whole_ones_load(name: str, block: str, tmp_path: 
         return
     tomllib.loads(block)
     (tmp_path / "example.toml").write_text(block)
-    if "[dataset]" in block:
+    if block.startswith("question ="):
+        assert cells_of(load_grid(str(tmp_path / "example.toml")))
+    elif "[dataset]" in block:
         assert load_config([tmp_path / "example.toml"]).dataset.tasks
     elif "[dataset" not in block:
         assert load_config([DEMO, tmp_path / "example.toml"]).dataset.tasks

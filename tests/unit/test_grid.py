@@ -197,3 +197,8 @@ def test_curves(results: dict[str, Any], tmp_path: Path) -> None:
     found = curves(Done(cell, (tmp_path / "plain/seed-0/evaluation/anchors.parquet",)))
     assert found["train/ms/loss"] == [(1, 9.0), (50, 9.0), (100, 9.0)]
     assert found["valid/a/recall@100"] == [(100, 0.5)]
+
+
+@pytest.mark.parametrize("file", sorted(Path("launch/grids").glob("*.toml")), ids=lambda file: file.stem)
+def test_shipped_grids_are_experiments(file: Path) -> None:
+    assert cells_of(load_grid(str(file)))

@@ -150,6 +150,7 @@ def ratios(results: Results, sizes: Sizes) -> dict[str, float]:
         "staging_memory_over_expected": saved["staging"] / saved["expected"],
         "save_over_dd": checkpoints["save_over_dd"],
         "load_over_dd": checkpoints["load_over_dd"],
+        "load_over_dd_cached": checkpoints["load_over_dd_cached"],
         **scale_save.in_steps(results.save),
     }
     return {name: round(value, 3) for name, value in line.items()}

@@ -6,10 +6,13 @@ load that fails leaves the targets half filled.
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO, Any
 
 import torch
+import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
@@ -20,10 +23,16 @@ from torch.futures import Future
 
 from torchrec_mt.distributed.pieces import Pieces
 from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.training.checkpoints.blocks import Block, runs_of
 from torchrec_mt.training.checkpoints.commit import Commit, DamagedCheckpointError, state_file, tensors_file
 from torchrec_mt.training.checkpoints.files import Files, read_into
 from torchrec_mt.training.checkpoints.index import Index, Stored
 from torchrec_mt.training.checkpoints.layout import as_bytes, as_rows, checksum, rows_and_bytes
+
+_THREADS = 2
+"""That read and check; a core does either at about the speed of the system's cache."""
+_AT_ONCE = 256 << 10
+"""Bytes that are checked while they are in the core's cache."""
 
 
 class PiecesLoadPlanner(DefaultLoadPlanner):
@@ -146,53 +155,67 @@ class Reader(StorageReader):
         for item in plan.items:
             stored: Stored = self._index.metadata.storage_data[item.storage_index]
             by_file[stored.file].append((item, stored))
-        for name, items in by_file.items():
-            try:
-                with self._files.open(f"{self._folder}/{name}") as file:
-                    head = self._index.heads[name]
-                    self._read(file, name, 0, memoryview(bytearray(head.size)), head.xxh3_128)
-                    for item, stored in items:
-                        self._read_item(file, item, stored, planner)
-            except OSError as error:
-                raise self._damaged(name, f"cannot be read ({first_line(error)})") from None
+        with ThreadPoolExecutor(_THREADS, "reader") as pool:
+            for name, items in by_file.items():
+                blocks = [self._head(name)]
+                for item, stored in items:
+                    blocks.extend(self._blocks(item, stored, planner))
+                for _ in pool.map(partial(self._read_blocks, name), runs_of(blocks, _THREADS)):
+                    pass  # raises what a run raised
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _read(self, file: IO[Any], name: str, offset: int, target: memoryview, wanted: str) -> None:
-        if not read_into(file, offset, target):
-            raise self._damaged(name, "is damaged (it ends early)")
-        if checksum(target) != wanted:
-            end = offset + len(target)
-            raise self._damaged(name, f"is damaged (the checksum of its bytes {offset:,} to {end:,} differs)")
+    def _head(self, name: str) -> Block:
+        """What stands before the pieces, which nobody wants but which is to be whole."""
+        head = self._index.heads[name]
+        return Block(0, head.xxh3_128, torch.empty(head.size, dtype=torch.uint8), shape=(head.size,), offsets=(0,))
 
-    def _read_item(self, file: IO[Any], item: ReadItem, stored: Stored, planner: LoadPlanner) -> None:
+    def _blocks(self, item: ReadItem, stored: Stored, planner: LoadPlanner) -> Iterator[Block]:
+        """Those in which the rows lie that an item wants."""
         tensor = self._index.metadata.state_dict_metadata[item.storage_index.fqn]
         assert isinstance(tensor, TensorStorageMetadata)
         assert item.storage_index.index is not None
         dtype, sizes = tensor.properties.dtype, tensor.chunks[item.storage_index.index].sizes or torch.Size([1])
         offsets, lengths = item.storage_offsets or torch.Size([0]), item.lengths or torch.Size([1])
         rows, row_bytes = rows_and_bytes(dtype, sizes)
-        resolved = planner.resolve_tensor(item)
-        target = as_rows(resolved)
-        straight = target.device.type == "cpu" and target.is_contiguous() and lengths[1:] == sizes[1:]
-        buffer = None
+        target = as_rows(planner.resolve_tensor(item))
         for block in range(offsets[0] // stored.block_rows, -(-(offsets[0] + lengths[0]) // stored.block_rows)):
             start, end = block * stored.block_rows, min((block + 1) * stored.block_rows, rows)
             first, last = max(start, offsets[0]), min(end, offsets[0] + lengths[0])
-            place, digest = stored.begin + start * row_bytes, stored.blocks[block]
-            wanted = target[first - offsets[0] : last - offsets[0]]
-            if straight and (first, last) == (start, end):
-                self._read(file, stored.file, place, as_bytes(wanted), digest)
-                continue
-            if buffer is None:
-                buffer = torch.empty(min(stored.block_rows, rows), *sizes[1:], dtype=dtype)
-            self._read(file, stored.file, place, as_bytes(buffer[: end - start]), digest)
-            found = buffer[first - start : last - start]
-            for dim in range(1, len(sizes)):
-                found = found.narrow(dim, offsets[dim], lengths[dim])
-            wanted.copy_(found)
-        planner.commit_tensor(item, resolved)
+            yield Block(
+                stored.begin + start * row_bytes,
+                stored.blocks[block],
+                target[first - offsets[0] : last - offsets[0]],
+                shape=(end - start, *sizes[1:]),
+                offsets=(first - start, *offsets[1:]),
+            )
+
+    def _read_blocks(self, name: str, blocks: Sequence[Block]) -> None:
+        room = max((block.bytes for block in blocks if not block.is_straight), default=0)
+        buffer = torch.empty(room, dtype=torch.uint8)
+        try:
+            with self._files.open(f"{self._folder}/{name}") as file:
+                for block in blocks:
+                    if block.is_straight:
+                        self._read(file, name, block, as_bytes(block.target))
+                    else:
+                        found = buffer[: block.bytes]
+                        self._read(file, name, block, as_bytes(found))
+                        block.take(found)
+        except OSError as error:
+            raise self._damaged(name, f"cannot be read ({first_line(error)})") from None
+
+    def _read(self, file: IO[Any], name: str, block: Block, target: memoryview) -> None:
+        found = xxhash.xxh3_128()
+        for start in range(0, len(target), _AT_ONCE):
+            part = target[start : start + _AT_ONCE]
+            if not read_into(file, block.begin + start, part):
+                raise self._damaged(name, "is damaged (it ends early)")
+            found.update(part)
+        if found.hexdigest() != block.digest:
+            end = block.begin + len(target)
+            raise self._damaged(name, f"is damaged (the checksum of its bytes {block.begin:,} to {end:,} differs)")
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: object) -> bool:

@@ -10,12 +10,12 @@ held.json            bytes of tables by rank
 vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 twins/TASK/          a run on that task alone       twins/comparison.json   what the run has more than those
+training.lock        while it is trained: by whom
 
 A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
 its place once it is worth having; until then the earlier one is untouched.
 """
 
-import fcntl
 import glob
 import json
 import os
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_mt.errors import UserError
+from torchrec_mt.holding import LOCK, Hold, is_held, job
 from torchrec_mt.storage import is_url, local_copy
 
 MARK = "config.json"
@@ -50,15 +51,8 @@ PARTS = (*_FILES, *(name for name in _FOLDERS if name not in ("checkpoints", TWI
 READ_PARTS = (*_FILES, "evaluation")
 """What of it a program needs that judges or uses its model."""
 _RECORDED = (
-    "torch",
-    "torchrec",
-    "fbgemm-gpu-cpu",
-    "fbgemm-gpu",
-    "numpy",
-    "pyarrow",
-    "duckdb",
-    "ibis-framework",
-    "torchx",
+    *("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyarrow"),
+    *("duckdb", "ibis-framework", "torchx"),
 )
 
 
@@ -101,12 +95,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def job() -> str:
-    """The launcher's name for the job that this process belongs to: the same in all its tries; empty without one."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return "" if name == "none" else name  # torchrun's default, which all jobs share
-
-
 def restarted(path: str | Path) -> bool:
     """Whether the run in a folder was begun by an earlier try of this very job."""
     if job() == "" or not _is_run(Path(path)):
@@ -127,15 +115,15 @@ class RunFolder:
         self.place = Path(place)
         self.path = path or self.place
         self.url = url.rstrip("/")
-        self._lock: int | None = None
+        self._held: Hold | None = None
 
     @classmethod
     def create(cls, place: str | Path, *, overwrite: bool = False, url: str = "") -> "RunFolder":
         """A place for a new run; nothing is written before `start`. Arguments as above.
 
         Raises:
-            UserError: the place holds something that is no run; or a run, and it is not to be overwritten, or holds
-                files that no program of ours wrote.
+            UserError: the place holds something that is no run; or a run, and it is not to be overwritten, or is being
+                trained, or holds files that no program of ours wrote.
         """
         if "\0" in str(place):
             raise UserError(f"--output {str(place)!r}: a path has no NUL in it")
@@ -153,6 +141,7 @@ class RunFolder:
         if place.is_mount():
             raise UserError(f"'{place}' is a mount point, which cannot be replaced: give a folder in it as --output")
         real = place.resolve()
+        Hold(place, str(where)).release()
         return cls(place, real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}"), url=url)
 
     @classmethod
@@ -173,27 +162,49 @@ class RunFolder:
             )
         return run
 
+    def hold(self) -> None:
+        """Keeps the run from other trainings until `release`, or until this process ends.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        self._held = self._held or Hold(self.path, self.where)
+
+    def release(self) -> None:
+        """Ends what `hold` and `start` began."""
+        held, self._held = self._held, None
+        if held:
+            held.release()
+
     def start(self, config_json: str) -> None:
-        """Makes the folder and records config and environment."""
+        """Makes the folder, holds it and records config and environment."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.is_aside:
-            self._lock = os.open(self.path, os.O_RDONLY)  # as long as the process: tells a running run from leftovers
-            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        self.hold()
         write_atomic(self.path / _ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
         write_atomic(self.path / MARK, config_json)
 
     def swap(self) -> None:
-        """Puts the folder in the place of the earlier run, which is removed; what came to lie in it since is kept."""
+        """Puts the folder in the place of the earlier run, which is removed; what came to lie in it since is kept.
+
+        Raises:
+            UserError: another process has begun to train the earlier run.
+        """
         real = self.place.resolve()
         earlier = real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}")
-        if real.exists():
-            os.rename(real, earlier)
+        held = Hold(real, self.where) if real.exists() else None
         try:
+            if real.exists():
+                os.rename(real, earlier)
             os.rename(self.path, real)
         except OSError:
             if earlier.exists():
                 os.rename(earlier, real)
             raise
+        finally:
+            if held:
+                held.release()
+        if self._held:
+            self._held.moved(real)
         if earlier.exists():
             for name in _strange(earlier):
                 os.rename(earlier / name, real / name)
@@ -280,7 +291,7 @@ def _is_run(path: Path) -> bool:
 
 def _strange(path: Path) -> list[str]:
     """Names in a run folder that no program of ours writes."""
-    known = {*_FILES, *_FOLDERS, *_EARLIER}
+    known = {*_FILES, *_FOLDERS, *_EARLIER, LOCK}
     hidden = {f".{name}" for name in known}  # what a killed program left unfinished
     names = [child.name for child in path.iterdir()]
     return sorted(name for name in names if name not in known and name.partition(".partial")[0] not in hidden)
@@ -291,12 +302,6 @@ def _prefix(place: Path) -> str:
 
 
 def _remove_unless_in_use(folder: Path) -> None:
-    """Removes what a killed run left beside its place; a running one holds a lock."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(handle)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes what a killed run left beside its place; a running one is held."""
+    if not is_held(folder):
+        shutil.rmtree(folder, ignore_errors=True)

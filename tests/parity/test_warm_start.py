@@ -27,13 +27,14 @@ from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.checkpoints.store import CheckpointStore
 from torchrec_mt.training.optim import Optimizers
 from torchrec_mt.training.run_state import dense_weights
-from torchrec_mt.training.warm_start import Earlier, warm_start
+from torchrec_mt.training.warm_start import Earlier, describe, warm_start
 from torchrec_mt.workflows.training import train_here
 
 pytestmark = pytest.mark.timeout(600)
 MORE_TOKENS, DIM = 10, 16
 ROWS = {"product_id": PRODUCTS + 1, "tokens": TOKENS + MORE_TOKENS, "kind": 4}
-EARLIER = ('sharding.default="row_wise"', "trainer.steps=4", "optim.ema.decay=0.5")
+HALF = 'dataset.tables.{}.dtype="float16"'
+EARLIER = ('sharding.default="row_wise"', "trainer.steps=4", "optim.ema.decay=0.5", HALF.format("kind"))
 CASES = {
     "row_wise": ('sharding.default="row_wise"',),
     "table_wise": ('sharding.default="table_wise"', "model.hidden=32"),
@@ -41,6 +42,7 @@ CASES = {
     "column_wise": ('sharding.default={kind = "column_wise", sum_per_block = true}',),
     "adagrad": ('sharding.default="row_wise"', 'optim.tables.kind="adagrad"'),
     "sgd": ('optim.tables.kind="sgd"',),
+    "halves": ('sharding.default="row_wise"', HALF.format("tokens"), HALF.format("kind")),
 }
 
 
@@ -71,7 +73,8 @@ def values_of(folder: Path, dataset: str, table: str) -> dict[tuple[str, str], i
 
 def whole(store: CheckpointStore, step: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """Tensors of a checkpoint, joined on every rank."""
-    tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    dtypes = store.load({}, step=step, partial=True).dtypes
+    tensors = {name: torch.empty(shape, dtype=dtypes[name]) for name, shape in shapes.items()}
     store.load(tensors, step=step, partial=True)
     return tensors
 
@@ -175,8 +178,13 @@ def test_what_was_compared(root: Path, found: Any) -> None:
     assert report["tables"] == {
         "tokens": {"kept": 39, "fresh": 11, "dropped": 1, "sums": "kept"},
         "product_id": {"kept": 54, "fresh": 7, "dropped": 7, "sums": "kept"},
-        "kind": {"kept": 4, "fresh": 0, "dropped": 0, "sums": "kept"},
+        "kind": {"kept": 4, "fresh": 0, "dropped": 0, "dtype": "F16 there, F32 here", "sums": "kept"},
     }
+    halves = found[2][0]["halves"]["report"]["tables"]
+    assert halves["tokens"]["dtype"] == "F32 there, F16 here"
+    assert "dtype" not in halves["kind"]
+    line = "table tokens: 39 rows kept, 11 fresh, 1 dropped; F32 there, F16 here; optimizer's sums kept"
+    assert line in describe(found[2][0]["halves"]["report"])
     assert found[2][0]["earlier"]["tables.product_id.sum"].count_nonzero() > 20
 
 
@@ -231,7 +239,10 @@ def test_refusals(root: Path, found: Any) -> None:
         (root / name / "config.json").write_text((root / "run/config.json").read_text())
     (root / "old/checkpoints").symlink_to(root / "run/checkpoints")
     [messages] = run_on_ranks(1, refuse, str(root))
-    assert "table 'product_id' has 61 rows of width 8, the checkpoint's 61 of width 16" in messages["dims"]
+    assert messages["dims"] == (
+        f"the tables of '{root / 'run'}' have other widths, and a row cannot be taken into one of another width: "
+        "dataset.tables.product_id.dim = 8 (16 there): take its dims, or start without --init-from"
+    )
     assert "no checkpoint under" in messages["nothing"]
     assert "is no run folder" in messages["no run"]
     assert "vocabulary" in messages["no vocabulary"]

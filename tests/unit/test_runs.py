@@ -3,11 +3,15 @@
 import errno
 import json
 import os
+import re
+import threading
 from pathlib import Path
 
 import pytest
 
+from torchrec_mt import holding
 from torchrec_mt.errors import UserError
+from torchrec_mt.holding import LOCK
 from torchrec_mt.runs import RunFolder, write_atomic
 
 
@@ -36,6 +40,7 @@ def earlier_run(path: Path) -> RunFolder:
     run = RunFolder.create(path)
     run.start(config(1))
     (run.path / "checkpoints").mkdir()
+    run.release()
     return run
 
 
@@ -105,3 +110,65 @@ def test_a_failed_write_names_the_file_and_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_atomic(tmp_path / "a.json", "new")
     assert [(child.name, child.read_text()) for child in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_a_run_that_is_trained_is_neither_gone_on_with_nor_replaced(tmp_path: Path) -> None:
+    place = earlier_run(tmp_path / "run").place
+    late = RunFolder.create(place, overwrite=True)
+    late.start(config(2))
+    running = RunFolder.open(place)
+    running.hold()
+    other = rf"'{re.escape(str(place))}' is being trained by process {os.getpid()} on host '.*' \(since .*\): wait"
+    with pytest.raises(UserError, match=other):
+        RunFolder.open(place).hold()
+    with pytest.raises(UserError, match=other):
+        RunFolder.create(place, overwrite=True)
+    with pytest.raises(UserError, match=other):
+        late.swap()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 1}
+    running.release()
+    late.swap()
+    with pytest.raises(UserError, match=other):
+        RunFolder.open(place).hold()
+    late.release()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 2}
+    assert not (place / LOCK).exists()
+
+
+def test_what_a_killed_process_left_locks_nothing(tmp_path: Path) -> None:
+    place = earlier_run(tmp_path / "run").place
+    (place / LOCK).write_text('{"half')
+    run = RunFolder.open(place)
+    run.hold()
+    assert json.loads((place / LOCK).read_text())["process"] == os.getpid()
+    run.release()
+    assert not (place / LOCK).exists()
+
+
+def test_another_try_of_the_same_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "shop")
+    place = earlier_run(tmp_path / "run").place
+    first, second = RunFolder.open(place), RunFolder.open(place)
+    first.hold()
+    threading.Timer(0.3, first.release).start()
+    second.hold()
+    second.release()
+    first.hold()
+    monkeypatch.setattr(holding, "PATIENCE_S", 0.1)
+    with pytest.raises(UserError, match=r"\(job 'shop', since"):
+        second.hold()
+    first.release()
+
+
+def test_without_locks_it_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*given: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    place = earlier_run(tmp_path / "run").place
+    monkeypatch.setattr("fcntl.flock", none)
+    run = RunFolder.open(place)
+    run.hold()
+    assert f"warning: '{place / LOCK}': no locks here" in capsys.readouterr().err
+    run.release()

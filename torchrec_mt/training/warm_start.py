@@ -1,8 +1,9 @@
 """A new run starts from the weights of another, whose vocabularies may have been smaller, larger or in another order.
 
 Rows of tables are found again by their value: those of both runs take their weights and their optimizer's sums along,
-new ones stay as they were initialised, those that have vanished are left behind. Dense weights are taken where name and
-shape are the same. The earlier run's dataset is not needed, and no rank holds more of its tables than a block of rows.
+new ones stay as they were initialised, those that have vanished are left behind. A table of another dtype takes the
+numbers rounded to it. Dense weights are taken where name and shape are the same. The earlier run's dataset is not
+needed, and no rank holds more of its tables than a block of rows.
 
 Legend: K rows found again, R rows of a block, D columns.
 """
@@ -20,7 +21,9 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.matching import count_matched, matched_rows
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.pieces import Pieces
-from torchrec_mt.distributed.table_state import LoadReport, load_tables
+from torchrec_mt.distributed.table_state import LoadReport, load_tables, table_layout, table_state
+from torchrec_mt.errors import UserError
+from torchrec_mt.training.checkpoints.layout import DTYPE_NAMES
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.keeper import BEST
 from torchrec_mt.training.optim import Optimizers
@@ -62,6 +65,7 @@ def warm_start(
         found = store.load({}, mark=BEST, partial=True)
         rows = dataset.manifest.tables
         saved: dict[str, dict[str, Any]] = found.state["layout"]
+        _check_dims(model, optimizers, saved, earlier)
         report = load_tables(
             model,
             {name: told | {"rows": rows.get(name, told["rows"])} for name, told in saved.items()},
@@ -74,11 +78,12 @@ def warm_start(
         store.close()
     if optimizers.average:
         optimizers.average.start_over()
+    dtypes = _other_dtypes(found, table_state(model, optimizers.table_rule, optimizers.combined))
     return {
         "run": earlier.url or str(earlier.path),
         "checkpoint": found.path,
         "step": found.step,
-        "tables": on_main(lambda: _counts(dataset, earlier, saved, report)),
+        "tables": on_main(lambda: _counts(dataset, earlier, saved, report, dtypes)),
         "tables_left_behind": sorted(saved.keys() - rows.keys()),
         "dense_taken": taken,
         "dense_left": left,
@@ -91,7 +96,7 @@ def describe(told: dict[str, Any]) -> list[str]:
     for name, table in told["tables"].items():
         lines.append(
             f"table {name}: {table['kept']:,} rows kept, {table['fresh']:,} fresh, {table['dropped']:,} dropped; "
-            f"optimizer's sums {table['sums']}"
+            f"{table['dtype'] + '; ' if 'dtype' in table else ''}optimizer's sums {table['sums']}"
         )
     lines += [f"table {name}: left behind, no feature reads it now" for name in told["tables_left_behind"]]
     lines.append(f"other weights: {told['dense_taken']} taken")
@@ -118,7 +123,7 @@ def _read(
         ]
         step = max(1, block_bytes // (4 * told["dim"]))
         for start in range(0, told["rows"], step):
-            _read_block(store, found.step, parts, range(start, min(start + step, told["rows"])), told["rows"], tables)
+            _read_block(store, found, parts, range(start, min(start + step, told["rows"])), told["rows"], tables)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class _Part:
 
 
 def _read_block(
-    store: CheckpointStore, step: int, parts: list[_Part], block: range, rows: int, tables: dict[str, Value]
+    store: CheckpointStore, found: Loaded, parts: list[_Part], block: range, rows: int, tables: dict[str, Value]
 ) -> None:
     read: dict[str, dict[int, Tensor]] = {}
     filled = []
@@ -150,20 +155,35 @@ def _read_block(
         if first < last:
             columns = read.setdefault(part.name, {})
             if part.column not in columns:
-                columns[part.column] = torch.empty(len(block), part.tensor.shape[1], dtype=part.tensor.dtype)
+                columns[part.column] = torch.empty(len(block), part.tensor.shape[1], dtype=found.dtypes[part.name])
             filled.append((part, columns[part.column], slice(first, last)))
     wanted = {
         name: Pieces(
             (rows, tables[name].shape[1]),
-            tables[name].dtype,
+            found.dtypes[name],
             [((block.start, at), block_RD) for at, block_RD in columns.items()],
         )
         for name, columns in read.items()
     }
-    store.load(wanted, step=step, partial=True)
+    store.load(wanted, step=found.step, partial=True)
     for part, block_RD, here in filled:
         values_KD = block_RD[part.earlier_K[here] - block.start]
-        part.tensor[part.row_K[here].to(part.tensor.device)] = values_KD.to(part.tensor.device)
+        part.tensor[part.row_K[here].to(part.tensor.device)] = values_KD.to(part.tensor)
+
+
+def _check_dims(
+    model: DistributedModelParallel, optimizers: Optimizers, saved: dict[str, dict[str, Any]], earlier: Earlier
+) -> None:
+    here = table_layout(model, optimizers.table_rule)
+    dims = {name: (told["dim"], saved[name]["dim"]) for name, told in here.items() if name in saved}
+    other = [
+        f"dataset.tables.{name}.dim = {dim} ({there} there)" for name, (dim, there) in dims.items() if dim != there
+    ]
+    if other:
+        raise UserError(
+            f"the tables of '{earlier.url or earlier.path}' have other widths, and a row cannot be taken into one of "
+            f"another width: {', '.join(other)}: take its dims, or start without --init-from"
+        )
 
 
 def _take_dense(store: CheckpointStore, found: Loaded, model: DistributedModelParallel) -> tuple[int, dict[str, str]]:
@@ -184,9 +204,13 @@ def _take_dense(store: CheckpointStore, found: Loaded, model: DistributedModelPa
 
 
 def _counts(
-    dataset: PreparedDataset, earlier: Earlier, saved: dict[str, dict[str, Any]], report: LoadReport
+    dataset: PreparedDataset,
+    earlier: Earlier,
+    saved: dict[str, dict[str, Any]],
+    report: LoadReport,
+    dtypes: dict[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """By table how many rows were kept, are fresh and were dropped, and what became of the optimizer's sums."""
+    """By table how many rows were kept, are fresh and were dropped, another dtype, and what became of the sums."""
     counts = {}
     for name, rows in dataset.manifest.tables.items():
         there = saved[name]["rows"] if name in saved else 0
@@ -195,9 +219,20 @@ def _counts(
             "kept": kept,
             "fresh": rows - kept,
             "dropped": there - kept,
+            **({"dtype": dtypes[name]} if name in dtypes else {}),
             "sums": _sums(f"tables.{name}.sum", report),
         }
     return counts
+
+
+def _other_dtypes(found: Loaded, tables: dict[str, Value]) -> dict[str, str]:
+    """By table, where weights have another dtype here: which, there and here."""
+    other = {}
+    for name, value in tables.items():
+        there = found.dtypes.get(name, value.dtype)
+        if there != value.dtype:
+            other[_table_of(name)] = f"{DTYPE_NAMES[there]} there, {DTYPE_NAMES[value.dtype]} here"
+    return other
 
 
 def _sums(name: str, report: LoadReport) -> str:

@@ -6,8 +6,9 @@ from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
+from torchrec_mt.holding import job
 from torchrec_mt.reporting.terminal import TrainingProgress
-from torchrec_mt.runs import MARK, PARTS, RunFolder, job, restarted
+from torchrec_mt.runs import MARK, PARTS, RunFolder, restarted
 from torchrec_mt.storage import Output, is_url
 from torchrec_mt.training.job import train
 from torchrec_mt.training.keeper import checkpoints_path, has_checkpoint
@@ -51,35 +52,39 @@ def train_here(
     dataset, schema = open_dataset(config)
     output = Output(run_path, mark=MARK, parts=PARTS)
     run, again = on_main(lambda: _place(config, output, overwrite=overwrite, resume=resume))
-    if again:
-        on_main(lambda: run.check_dataset(dataset.manifest.digest, config.dataset.path))
-    earlier = _earlier(init_from) if init_from else None
-    with TrainingProgress(enabled=show and here.is_main) as progress:
-        outcome = train(
-            run,
-            dataset,
-            schema,
-            config_json=config_to_json(config),
-            reader_config=config.reader,
-            negatives=config.negatives,
-            losses=config.loss,
-            model_config=config.model,
-            sharding=config.sharding,
-            optim=config.optim,
-            balancing=config.balancing,
-            trainer_config=config.trainer,
-            checkpoint=config.checkpoint,
-            runtime=here,
-            seed=config.runtime.seed,
-            progress=progress,
-            output=output,
-            asked=asked,
-            resume=again,
-            earlier=earlier,
-            lanes=lanes,
-        )
-    on_main(output.update)
-    return outcome
+    try:
+        if again:
+            on_main(run.hold)
+            on_main(lambda: run.check_dataset(dataset.manifest.digest, config.dataset.path))
+        earlier = _earlier(init_from) if init_from else None
+        with TrainingProgress(enabled=show and here.is_main) as progress:
+            outcome = train(
+                run,
+                dataset,
+                schema,
+                config_json=config_to_json(config),
+                reader_config=config.reader,
+                negatives=config.negatives,
+                losses=config.loss,
+                model_config=config.model,
+                sharding=config.sharding,
+                optim=config.optim,
+                balancing=config.balancing,
+                trainer_config=config.trainer,
+                checkpoint=config.checkpoint,
+                runtime=here,
+                seed=config.runtime.seed,
+                progress=progress,
+                output=output,
+                asked=asked,
+                resume=again,
+                earlier=earlier,
+                lanes=lanes,
+            )
+        on_main(output.update)
+        return outcome
+    finally:
+        run.release()
 
 
 def _earlier(path: str) -> Earlier:

@@ -70,8 +70,17 @@ class Reader(StorageReader):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors, by name."""
-        told = self._index.metadata.state_dict_metadata
-        return {name: tuple(tensor.size) for name, tensor in told.items() if isinstance(tensor, TensorStorageMetadata)}
+        return {name: tuple(tensor.size) for name, tensor in self._tensors()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The same."""
+        return {name: tensor.properties.dtype for name, tensor in self._tensors()}
+
+    def _tensors(self) -> Iterator[tuple[str, TensorStorageMetadata]]:
+        for name, tensor in self._index.metadata.state_dict_metadata.items():
+            assert isinstance(tensor, TensorStorageMetadata)
+            yield name, tensor
 
     def _damaged(self, file: str, what: str) -> DamagedCheckpointError:
         return DamagedCheckpointError.of(self._files.where(f"{self._folder}/{file}"), what)

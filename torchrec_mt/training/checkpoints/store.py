@@ -33,7 +33,7 @@ class Loaded:
     Args:
         path: of the checkpoint.
         state: of all ranks. rank_states: of each rank that saved, however many load.
-        shapes: of all tensors that it holds, by name.
+        shapes, dtypes: of all tensors that it holds, by name.
         refused: why newer ones were not used.
     """
 
@@ -42,6 +42,7 @@ class Loaded:
     state: dict[str, Any]
     rank_states: tuple[dict[str, Any], ...]
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
     refused: tuple[str, ...] = ()
 
 
@@ -225,6 +226,7 @@ class CheckpointStore:
                 state=reader.state["state"],
                 rank_states=tuple(reader.state["ranks"]),
                 shapes=reader.shapes,
+                dtypes=reader.dtypes,
                 refused=refused,
             )
         except (UserError, OSError) as error:

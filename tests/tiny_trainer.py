@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from tests.tiny import TASKS, tiny_schema
+from torchrec_mt.balancing.balancer import Balancer
+from torchrec_mt.balancing.config import BalancingConfig
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import InBatch, NegativesConfig, Uniform
@@ -25,6 +27,7 @@ from torchrec_mt.training.trainer import Keep, Progress, Trainer, TrainerConfig
 LOSSES = LossConfig(precision="float32")
 NEGATIVES = NegativesConfig(sources=(InBatch(), Uniform(count=8)))
 
+BALANCING = BalancingConfig()
 OPTIM = OptimConfig(schedule=CosineSchedule(warmup_steps=2))
 MODEL = ModelConfig(dim=16, hidden=24, task_hidden=24)
 
@@ -49,6 +52,7 @@ def tiny_trainer(
     negatives: NegativesConfig = NEGATIVES,
     sharding: ShardingConfig | None = None,
     optim: OptimConfig = OPTIM,
+    balancing: BalancingConfig = BALANCING,
     model_config: ModelConfig = MODEL,
     table_dtype: Literal["float32", "float16"] = "float32",
     validate: Callable[[], Metrics] = lambda: {"find/recall@10": 0.5},
@@ -72,7 +76,7 @@ def tiny_trainer(
         model,
         Optimizers(optim, model, 20),
         objective=Objective(task_sides(dataset.manifest, tiny_schema()), losses, negatives, here.device),
-        weights=dict.fromkeys(TASKS, 1.0),
+        balancer=Balancer(balancing, list(TASKS)),
         runtime=here,
         validate=validate,
         log=log,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from torchrec_mt.balancing.static import BalancingConfig
+from torchrec_mt.balancing.config import BalancingConfig
 from torchrec_mt.config_errors import explain, kinds_of
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import NegativesConfig

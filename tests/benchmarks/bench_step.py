@@ -19,6 +19,8 @@ from rich.table import Table
 
 from tests.benchmarks.dataset import DIM, ROWS, bench_schema, write_bench_dataset
 from tests.benchmarks.plain import PlainTraining, plain_batches
+from torchrec_mt.balancing.balancer import Balancer
+from torchrec_mt.balancing.config import BalancingConfig
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import InBatch, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
@@ -90,13 +92,14 @@ class Ours:
             table_rate=optim.table_rate,
         )
         self.optimizers = Optimizers(optim, self.model, 1000)
+        self.balancer = Balancer(BalancingConfig(), list(schema.tasks))
         self.objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, here.device)
         self.trainer = Trainer(
             TrainerConfig(),
             self.model,
             self.optimizers,
             objective=self.objective,
-            weights={"search": 1.0},
+            balancer=self.balancer,
             runtime=here,
             validate=lambda: {},
             log=lambda step, kind, values: None,

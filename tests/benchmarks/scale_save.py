@@ -52,7 +52,7 @@ def measure(path: Path, folder: Path, batch_size: int, saves: int, steps: int) -
     place, store = here(THREADS), CheckpointStore(folder, keep=1)
     gate = Gate(store)
     system = Ours(PreparedDataset.open(path), batch_size, "auto", place, keep=gate)
-    state = RunState(system.model, system.optimizers, system.objective, system.reader, place, seed=0)
+    state = RunState(system.model, system.optimizers, system.objective, system.balancer, system.reader, place, seed=0)
     found = Found(usual=[], blocked=[], first=[], waited=[], slower=[], writing=[])
     timed(system.step, WARMUP)
     for number in range(saves):

@@ -31,6 +31,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "dropout": ("model.dropout=0.3", 'optim.schedule={kind = "linear", warmup_steps = 4}'),
     "ema": ("optim.ema.decay=0.9",),
     "accumulate": ("trainer.accumulate=2", MEMORY, STREAMING),
+    "balanced": ('balancing.method={kind = "gradnorm", rate = 0.2}', "balancing.every=2", "balancing.average=0.5"),
+    "balanced_losses": ('balancing.method={kind = "famo", rate = 1.0}',),
+    "balanced_windows": ('balancing.method={kind = "dwa", window = 2}', "trainer.log_every=1"),
+    "balanced_joined": ('balancing.method={kind = "pcgrad"}', 'balancing.cut="vectors"', "trainer.accumulate=2"),
     "patience": ("trainer.patience=2", 'trainer.metric="find/mrr@10"', "optim.dense_rate=0", "optim.table_rate=0"),
     "adagrad": ('optim.tables.kind="adagrad"', 'sharding.default="row_wise"', 'sharding.tables.kind="column_wise"'),
     "sgd": (

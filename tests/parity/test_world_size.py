@@ -27,6 +27,8 @@ from tests.ranks import run_on_ranks
 from tests.saved import load_model, save_model
 from tests.shop import shared_root
 from tests.tiny import tiny_schema, write_tiny
+from torchrec_mt.balancing.balancer import Balancer
+from torchrec_mt.balancing.config import BalancingConfig
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
@@ -135,7 +137,7 @@ def train_a_little(folder: Path, name: str) -> dict[str, Any]:
         model,
         optimizers,
         objective=Objective(task_sides(dataset.manifest, schema), signal.losses, signal.negatives, here.device),
-        weights={"find": 1.0, "alike": 0.5, "goes_with": 2.0},
+        balancer=Balancer(BalancingConfig(weights={"alike": 0.5, "goes_with": 2.0}), list(schema.trained_tasks)),
         runtime=here,
         validate=lambda: {},
         log=lambda step, kind, values: None,

@@ -83,6 +83,11 @@ class Tower(nn.Module):
         nn.init.zeros_(self.mix.bias)
         self.blocks = nn.Sequential(*(ResidualMLP(dim, hidden, dropout) for _ in range(depth)))
 
+    @property
+    def last(self) -> nn.Linear:
+        """The last layer that has weights of its own."""
+        return self.blocks[-1].down if len(self.blocks) else self.mix  # type: ignore[return-value]
+
     def forward(self, sparse: Sequence[Tensor], dense_ED: Tensor) -> Tensor:
         """The entity's vector_ED, not normalised."""
         x_ED = self.mix(torch.cat([*sparse, dense_ED], dim=1))

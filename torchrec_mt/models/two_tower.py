@@ -79,7 +79,8 @@ class Vectors(NamedTuple):
     """What the losses need: "the cut". All vectors have length 1.
 
     anchor_BD, candidate_BD per task; private_BHD per task that has hard negatives; negative_MD per candidate entity;
-    inverse temperature and bias (scalars) per task.
+    inverse temperature and bias (scalars) per task. Beside them, for balancing, what they are made of: entity_ED per
+    entity, as its tower put it out, of any length.
     """
 
     anchor: dict[str, Tensor]
@@ -88,6 +89,11 @@ class Vectors(NamedTuple):
     negative: dict[str, Tensor]
     inverse_temperature: dict[str, Tensor]
     bias: dict[str, Tensor]
+    entity: dict[str, Tensor]
+
+    def for_losses(self) -> tuple[dict[str, Tensor], ...]:
+        """All but `entity`, in order."""
+        return self[:-1]
 
 
 def entity_ranges(batch: Batch) -> dict[str, tuple[int, int]]:
@@ -134,6 +140,11 @@ class TwoTower(nn.Module):
             )
             self.scales = TaskScales(spec.tasks, config.temperature, config.temperatures, spec.biased)
 
+    def last_layers(self) -> list[Tensor]:
+        """Weights of the last layer of every tower: the last that all tasks of an entity share."""
+        towers = [self.towers[name] for name in self._spec.entities]
+        return [tower.last.weight for tower in towers if isinstance(tower, Tower)]
+
     def encode(self, batch: Batch, sparse: Mapping[str, list[Tensor]] | None = None) -> dict[str, Tensor]:
         """Every entity of the batch, vector_ED per entity type, before task conditioning, not normalised."""
         if sparse is None:
@@ -178,6 +189,7 @@ class TwoTower(nn.Module):
                 negative={entity: unit(x_ED) for entity, x_ED in x.items()},
                 inverse_temperature={},
                 bias={},
+                entity={},
             )
         # Rows are taken by `index_select`: the backward of plain indexing took seven times as long on a CPU.
         units = {entity: unit(x_ED) for entity, x_ED in x.items()}
@@ -192,4 +204,5 @@ class TwoTower(nn.Module):
         negative = {
             entity: units[entity].index_select(0, negatives.row_M) for entity, negatives in batch.negatives.items()
         }
-        return Vectors(anchor, candidate, private, negative, *self.scales())
+        inverse_temperature, bias = self.scales()
+        return Vectors(anchor, candidate, private, negative, inverse_temperature, bias, x)

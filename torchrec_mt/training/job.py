@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchrec_mt.balancing.static import BalancingConfig, static_weights
+from torchrec_mt.balancing.balancer import Balancer
+from torchrec_mt.balancing.config import BalancingConfig
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
 from torchrec_mt.data.negatives import Mined, NegativesConfig
@@ -95,7 +96,7 @@ def train(
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
     _check_mined(negatives, run)
     on_main(lambda: check_tracking(trainer_config.tracking))
-    weights = static_weights(balancing, list(schema.trained_tasks))
+    balancer = Balancer(balancing, list(schema.trained_tasks))
     store = CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
     newest = _newest(store) if resume else None
     reader = Reader(
@@ -127,7 +128,7 @@ def train(
 
     optimizers = Optimizers(optim, model, steps)
     objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device)
-    state = RunState(model, optimizers, objective, reader, runtime, seed=seed, batches_per_step=accumulate)
+    state = RunState(model, optimizers, objective, balancer, reader, runtime, seed=seed, batches_per_step=accumulate)
     restored = state.restore(store, newest, trainer_config.patience) if newest else None
     if restored:
         _tell(restored, progress)
@@ -153,7 +154,7 @@ def train(
             model,
             optimizers,
             objective=objective,
-            weights=weights,
+            balancer=balancer,
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
             log=to_both(log, track),

@@ -6,7 +6,7 @@
     memory.*, frequencies.*         what the objective remembers of earlier steps
 
 beside them as JSON the step, the reader's position, the early stop, which validations were good, the sharding plan, and
-of every rank its random state. Learning rates and task weights follow from the step and the config.
+what the balancer remembers, and of every rank its random state. Learning rates follow from the step and the config.
 """
 
 import math
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
+from torchrec_mt.balancing.balancer import Balancer
 from torchrec_mt.data.reader import Reader
 from torchrec_mt.distributed.pieces import Pieces
 from torchrec_mt.distributed.planning import describe_plan
@@ -64,7 +65,7 @@ def dense_weights(model: DistributedModelParallel) -> dict[str, Tensor]:
 
 
 class RunState:
-    """The state of a training, spread over model, optimizers, objective and reader.
+    """The state of a training, spread over model, optimizers, objective, balancer and reader.
 
     Args:
         seed: what a rank draws from where the number of ranks has changed, and its own random state is none of those
@@ -76,6 +77,7 @@ class RunState:
         model: DistributedModelParallel,
         optimizers: Optimizers,
         objective: Objective,
+        balancer: Balancer,
         reader: Reader,
         runtime: Runtime,
         *,
@@ -83,7 +85,7 @@ class RunState:
         batches_per_step: int = 1,
     ) -> None:
         self._model, self._optimizers, self._objective = model, optimizers, objective
-        self._reader, self._runtime, self._seed = reader, runtime, seed
+        self._balancer, self._reader, self._runtime, self._seed = balancer, reader, runtime, seed
         self._batches_per_step = batches_per_step
 
     def tensors(self) -> dict[str, Value]:
@@ -117,6 +119,7 @@ class RunState:
             ],
             "average_updates": average.updates if average else None,
             "objective": self._objective.numbers(),
+            "balancing": self._balancer.state_dict(),
         }
 
     def of_rank(self) -> dict[str, Any]:
@@ -166,6 +169,8 @@ class RunState:
         if average and numbers["average_updates"] is None:
             average.start_over()
             report.reinitialised.update({f"average.{n}": "the checkpoint has no averages" for n in average.averages})
+        if "balancing" in numbers:  # older checkpoints are of runs with static weights
+            self._balancer.load_state_dict(numbers["balancing"])
         self._reader.load_state_dict(numbers["reader"])
         self._take_random(found)
         stop = EarlyStop(patience, best_step=numbers["stop"]["best_step"], since_best=numbers["stop"]["since_best"])

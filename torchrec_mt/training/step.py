@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torchrec.distributed import DistributedModelParallel
 
+from torchrec_mt.balancing.balancer import Balancer
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import average_over_ranks, sum_over_ranks
 from torchrec_mt.distributed.pipeline import InputPipeline
@@ -20,8 +21,10 @@ from torchrec_mt.models.two_tower import TwoTower, Vectors
 from torchrec_mt.training.accumulate import JoinedLookup
 from torchrec_mt.training.alarms import check_losses
 from torchrec_mt.training.clock import StepClock
+from torchrec_mt.training.cut import CutVectors, Inside
 from torchrec_mt.training.objective import Objective
 from torchrec_mt.training.optim import Optimizers
+from torchrec_mt.training.weighing import Weighing
 
 Metrics = dict[str, float]
 
@@ -33,7 +36,7 @@ class Steps:
     there is one.
 
     Args:
-        objective: losses of a batch. weights: weight of each task's loss.
+        objective: losses of a batch. balancer: weighs them.
         offending_path: where the batch goes that breaks the run.
         accumulate: batches of a step. pipeline: whether a GPU's next batch runs ahead.
         asked: whether this rank was asked to end; `is_asked` says of every rank whether any was.
@@ -46,7 +49,7 @@ class Steps:
         optimizers: Optimizers,
         *,
         objective: Objective,
-        weights: dict[str, float],
+        balancer: Balancer,
         runtime: Runtime,
         offending_path: Path,
         accumulate: int,
@@ -55,7 +58,7 @@ class Steps:
         before_update: Callable[[], None],
     ) -> None:
         self.model, self.optimizers = model, optimizers
-        self._objective, self._weights, self._runtime = objective, weights, runtime
+        self._objective, self._runtime = objective, runtime
         self._offending_path, self._accumulate = offending_path, accumulate
         self._asked, self.is_asked = asked, False
         self._before_update = before_update
@@ -70,15 +73,21 @@ class Steps:
         # Without DDP: for steps that average the gradients themselves.
         self._plain = next(module for module in model.modules() if isinstance(module, TwoTower))
         self._scales = next(module for module in model.modules() if isinstance(module, TaskScales))
+        self.weighing, self._logs = Weighing(balancer, self._plain), True
 
     def _hold_updates(self, embeddings: nn.Module, arguments: Any, features: dict[str, list[Tensor]]) -> None:
         """Holds the backward where it comes to looked-up features: what is left of it updates the tables."""
         every = [feature for of_entity in features.values() for feature in of_entity]
         register_multi_grad_hook(every, lambda gradient: self._before_update(), mode="any")
 
-    def step(self, batches: Iterator[Batch], step: int, *, timed: bool = True) -> tuple[Metrics, int]:
-        """The next batches and their step, on the clock. Returns the losses and the number of pairs of this rank."""
-        self.clock.start(step + 1, timed=timed)
+    def step(self, batches: Iterator[Batch], step: int, *, logs: bool = True) -> tuple[Metrics, int]:
+        """The next batches and their step, on the clock. Returns the losses and the number of pairs of this rank.
+
+        Args:
+            logs: whether all is to be noted that a line of the log tells.
+        """
+        self._logs = logs
+        self.clock.start(step + 1, timed=logs)
         if self.pipeline is not None:
             return self._pipelined(self.pipeline, batches, step)
         taken = [next(batches) for _ in range(self._accumulate)]
@@ -118,18 +127,22 @@ class Steps:
     def _step(self, batch: Batch, step: int, meanwhile: Callable[[], None] | None = None) -> Metrics:
         """A step of a batch on the device. `meanwhile` is called when the device has the losses still to compute."""
         self._begin(step)
-        vectors = self.model(batch)
+        with Inside(self._plain) as inside:
+            vectors = self.model(batch)
         self.clock.mark("towers")
-        loss, values = self._loss(vectors, batch, step, meanwhile)
+        cut = CutVectors(vectors)
+        losses, values = self._losses(cut, inside.vectors, batch, step, meanwhile)
+        self.weighing.settle(values)
+        self.clock.mark("loss")
         # The only backward of the step: it also updates the tables.
-        loss.backward()
+        cut.backward(self.weighing.weighted(losses))
         self.clock.mark("tables")
         self._finish(vectors, batch)
         return values
 
     def train_joined(self, batches: Sequence[Batch], step: int) -> Metrics:
         """One step over several batches: of the mean of their losses, which is returned. Negatives are shared within
-        each batch alone.
+        each batch alone. Tasks are weighed as the step before has settled it.
 
         Raises:
             UserError: a loss that is no finite number, before anything was updated.
@@ -142,28 +155,47 @@ class Steps:
         for position, batch in enumerate(batches):
             vectors = self._plain(batch, sparse=lookup.of(position))
             self.clock.mark("towers")
-            loss, values = self._loss(vectors, batch, step)
-            (loss / len(batches)).backward()
+            cut = CutVectors(vectors)
+            losses, values = self._losses(cut, vectors, batch, step)
+            cut.backward(self.weighing.weighted(losses) / len(batches))
             self.clock.mark("backward")
             found.append(values)
+        means = {name: sum(values[name] for values in found) / len(found) for name in found[0]}
+        self.weighing.settle(means)
         average_over_ranks(self.optimizers.dense_gradients())
         self.clock.mark("backward")
         self._before_update()
         lookup.backward()
         self.clock.mark("tables")
         self._finish(vectors, batch)
-        return {name: sum(values[name] for values in found) / len(found) for name in found[0]}
+        return means
+
+    def told(self) -> Metrics:
+        """Of the last step, which logs: weights, gradients and temperatures of the tasks, by name."""
+        inverse, _ = self._scales()
+        return self.weighing.told() | {f"temperature/{task}": 1 / value.item() for task, value in inverse.items()}
 
     def _begin(self, step: int) -> None:
         self.optimizers.set_rate(step)
         self.optimizers.zero_grad()
+        self.weighing.begin(step, logs=self._logs)
         self.clock.mark("copy")
 
-    def _loss(
-        self, vectors: Vectors, batch: Batch, step: int, meanwhile: Callable[[], None] | None = None
-    ) -> tuple[Tensor, Metrics]:
-        """What the backward begins at, and the losses by task of all ranks' batches."""
-        losses = self._objective(vectors, batch, step)
+    def _losses(
+        self,
+        cut: CutVectors,
+        inside: Vectors,
+        batch: Batch,
+        step: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """The losses by task: of this rank with gradient, and of all ranks' batches.
+
+        Args:
+            inside: the vectors that were cut, from inside DDP.
+        """
+        losses = self._objective(cut.leaves, batch, step)
+        self.weighing.take(cut, losses, inside)
         if meanwhile is not None:
             self.clock.mark("loss")
             meanwhile()
@@ -173,7 +205,7 @@ class Steps:
         values = {name: value / self._runtime.world_size for name, value in zip(losses, sums, strict=True)}
         check_losses(values, batch, step + 1, self._offending_path, self._runtime.rank)
         self.clock.mark("loss")
-        return sum(self._weights[name] * loss for name, loss in losses.items()), values  # type: ignore[return-value]
+        return losses, values
 
     def _finish(self, vectors: Vectors, batch: Batch) -> None:
         self.optimizers.step()

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from torchrec.distributed import DistributedModelParallel
 
+from torchrec_mt.balancing.balancer import Balancer
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import from_main, gather_numbers
 from torchrec_mt.distributed.runtime import Runtime
@@ -130,7 +131,7 @@ class Trainer:
     """Trains one model.
 
     Args:
-        objective: losses of a batch. weights: weight of each task's loss.
+        objective: losses of a batch. balancer: weighs them.
         validate: metrics of the current model by "TASK/METRIC"; called on every rank, result used of rank 0.
         log: called on the main rank with step, kind and values.
         offending_path: where the batch goes that breaks the run.
@@ -145,7 +146,7 @@ class Trainer:
         optimizers: Optimizers,
         *,
         objective: Objective,
-        weights: dict[str, float],
+        balancer: Balancer,
         runtime: Runtime,
         validate: Callable[[], Metrics | None],
         log: Callable[[int, str, Metrics], None],
@@ -161,7 +162,7 @@ class Trainer:
             model,
             optimizers,
             objective=objective,
-            weights=weights,
+            balancer=balancer,
             runtime=runtime,
             offending_path=offending_path,
             accumulate=config.accumulate,
@@ -182,7 +183,7 @@ class Trainer:
         with closing(batches):  # type: ignore[type-var]
             for step in range(after + 1, steps + 1):
                 logs = step % config.log_every == 0 or step in validate_at or step == 1
-                losses, pairs = self.steps.step(batches, step - 1, timed=logs)
+                losses, pairs = self.steps.step(batches, step - 1, logs=logs)
                 if logs:
                     self.steps.clock.enter("log")
                     self._log_step(step, steps, losses, pairs)
@@ -207,6 +208,7 @@ class Trainer:
         metrics = {f"loss/{name}": value for name, value in losses.items()} | {"pairs_per_second": rate}
         if self.optimizers.gradient_norm is not None:
             metrics["gradient_norm"] = float(self.optimizers.gradient_norm)
+        metrics |= self.steps.told()
         metrics |= {f"ms/{phase}": value for phase, value in phases.items()}
         metrics |= over_ranks(dict(zip(phases, zip(*ranks, strict=True), strict=True)))
         metrics |= {f"spread/{name}": value for name, value in spreads.items()}

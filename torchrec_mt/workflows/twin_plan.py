@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from torchrec_mt.balancing.static import BalancingConfig
+from torchrec_mt.balancing.config import BalancingConfig
 from torchrec_mt.config import RunConfig, open_dataset
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.mixing import ProportionalMixing, batch_sizes

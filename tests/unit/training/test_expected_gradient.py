@@ -115,6 +115,7 @@ class FixedVectors:
             negative={"product": self.candidate_ND[batch.negatives["product"].id_M]},
             inverse_temperature=dict.fromkeys(batch.pairs, torch.tensor(INVERSE_TEMPERATURE)),
             bias={},
+            entity={},
         )
 
     def full_loss(self, batch: Batch, task: str) -> Tensor:

@@ -90,6 +90,7 @@ def vectors_of(batch: Batch) -> Vectors:
         negative={"product": candidate["product"][batch.negatives["product"].id_M]},
         inverse_temperature={name: torch.tensor(INVERSE_TEMPERATURE, requires_grad=True) for name in batch.pairs},
         bias={name: torch.tensor(0.3, requires_grad=True) for name in batch.pairs},
+        entity={},
     )
 
 

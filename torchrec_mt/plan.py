@@ -17,8 +17,9 @@ from torchrec_mt.config import add_config_arguments
 from torchrec_mt.distributed.plans.calibrate import calibrate
 from torchrec_mt.distributed.plans.diff import diff
 from torchrec_mt.distributed.plans.explain import Explained, explain
-from torchrec_mt.distributed.plans.plan import Plan, read_plan
+from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.plans.planner import TablesDoNotFitError
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.fixes import print_fixes

@@ -152,7 +152,7 @@ def test_no_dataset_and_no_counts(tmp_path: Path) -> None:
         ("{", "holds no plan"),
         ("[]", "holds no plan"),
         ('{"format": 9}', "is a plan of format 9, this version reads 1"),
-        ('{"format": 1}', "holds no plan ('estimates')"),
+        ('{"format": 1}', "holds no plan (model: Field required)"),
     ],
 )
 def test_files_that_are_no_plan(tmp_path: Path, text: str, said: str) -> None:

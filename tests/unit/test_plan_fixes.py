@@ -8,6 +8,7 @@ import pytest
 
 from torchrec_mt import plan
 from torchrec_mt.distributed.plans.planner import Problem, solve
+from torchrec_mt.workflows import planning
 
 COUNTS = """[plan.tables]
 tokens = { rows = 50_000, lookups = 20 }
@@ -63,7 +64,7 @@ def test_interrupted(files: list[str], capsys: pytest.CaptureFixture[str], monke
             raise KeyboardInterrupt
         return solve(problem, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plan, "solve", impatient)
+    monkeypatch.setattr(planning, "solve", impatient)
     assert plan.main([*files, "--cluster", "1x8xH100-80GB"]) == 3
     assert planned == [1, 3, 2, 1]
     said = capsys.readouterr().out

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_mt.distributed.plans.clusters import Cluster, cluster_of
-from torchrec_mt.distributed.plans.plan import Plan, RankLoad, read_plan
+from torchrec_mt.distributed.plans.plan import Plan, RankLoad
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.errors import UserError
 
 

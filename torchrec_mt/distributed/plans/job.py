@@ -14,8 +14,9 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.plans.estimates import sharding_plan, topology_of
 from torchrec_mt.distributed.plans.here import this_cluster
-from torchrec_mt.distributed.plans.plan import Plan, read_plan
+from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.plans.planner import Problem, TablesDoNotFitError, solve
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
 

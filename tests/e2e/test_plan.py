@@ -62,6 +62,14 @@ def test_what_is_foretold_is_what_two_ranks_build(root: Path, run: Path, tmp_pat
     assert parameters == {foretold.ranks[0].dense // 5}, "a parameter, its gradient, its bucket and two of Adam"
 
 
+def test_averages_of_weights_are_counted_by_both(root: Path, tmp_path: Path) -> None:
+    assert [rank.code for rank in train(root, tmp_path, "optim.ema.decay=0.9", ranks=1)] == [0]
+    assert main([*arguments(root, "optim.ema.decay=0.9"), "--output", str(tmp_path / "plan.json")]) == 0
+    built, foretold = read_plan(str(tmp_path / "run")), read_plan(str(tmp_path / "plan.json"))
+    parameters = {one["dense"] for one in json.loads((tmp_path / "run/held.json").read_text())}
+    assert {rank.dense // 6 for plan in (built, foretold) for rank in plan.ranks} == parameters
+
+
 def test_every_way_is_foretold_to_the_byte(root: Path, tmp_path: Path) -> None:
     """Replicated, whole, by rows and by columns, with Adagrad's sums."""
     ways = (

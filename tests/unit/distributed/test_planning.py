@@ -52,6 +52,7 @@ def few_rows() -> str:
 
 def interrupted() -> str:
     """What a job does whose search is interrupted once it has a plan: nothing more, in place of training by it."""
+
     def impatient(problem: Problem) -> Solved:
         solved = solve(problem)
         return replace(solved, found=replace(solved.found, interrupted=True))

@@ -148,11 +148,24 @@ def test_what_cannot_be_calibrated_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text((run / "plan.json").read_text())
     with pytest.raises(UserError, match=r"held.json' cannot be read"):
         calibrate(tmp_path)
+    for text in ("null", "[{}, {}]", '{"weights": 1}', "[1, 2"):
+        (tmp_path / "held.json").write_text(text)
+        with pytest.raises(UserError, match=r"held.json' does not hold each rank's weights and sums"):
+            calibrate(tmp_path)
     (tmp_path / "held.json").write_text((run / "held.json").read_text())
     (tmp_path / "metrics.jsonl").write_text('{"kind": "valid"}\n')
     with pytest.raises(UserError, match="has no line of training"):
         calibrate(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    for text, said in (
+        ("5\n", "is not a log"),
+        ("{\n", "is not a log"),
+        ('{"kind": "train"}\n', "a number 'ms/lookup'"),
+    ):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        with pytest.raises(UserError, match=f"metrics.jsonl' .*{said}"):
+            calibrate(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + '{"kind": "tr')
+    assert calibrate(tmp_path) == calibrate(run), "a line that is being written"
     (tmp_path / "held.json").write_text("[]")
     with pytest.raises(UserError, match="has 0 ranks, the plan 2"):
         calibrate(tmp_path)

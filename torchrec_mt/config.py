@@ -1,7 +1,7 @@
 """RunConfig: the whole tree of config classes, from TOML files (merged left to right) and `--set` overrides.
 
-Only this module knows the whole tree and only it uses pydantic: unknown keys are errors, `kind` tags a choice. Every
-class lives beside the code it configures.
+Only this module knows the whole tree. Pydantic checks it (and plans that are read): unknown keys are errors, `kind`
+tags a choice. Every class lives beside the code it configures.
 """
 
 import argparse

@@ -17,8 +17,9 @@ from torchrec_mt.config import add_config_arguments
 from torchrec_mt.distributed.plans.calibrate import calibrate
 from torchrec_mt.distributed.plans.diff import diff
 from torchrec_mt.distributed.plans.explain import Explained, explain
-from torchrec_mt.distributed.plans.plan import Plan, read_plan
+from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.plans.planner import TablesDoNotFitError
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.fixes import print_fixes
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     match list(sys.argv[1:] if argv is None else argv):
         case ["diff", *rest]:
             return _diff(rest)
-        case ["calibrate" | "--calibrate", *rest]:
+        case ["calibrate", *rest]:
             return _calibrate(rest)
         case rest:
             arguments = build_parser().parse_args(rest)
@@ -88,6 +89,8 @@ def _one(case: PlanCase, arguments: argparse.Namespace) -> int:
             print(found.to_json(str(error)), end="")
         else:
             print_fixes(found)
+        if arguments.html:
+            write_atomic(Path(arguments.html), plan_page([(case.name, None)], [case.pairs]))
         return error.exit_code
     names = [table.name for table in solved.plan.tables] if "all" in arguments.explain else arguments.explain
     explained = explain(problem, solved, names)
@@ -127,10 +130,13 @@ def _several(cases: Sequence[PlanCase], arguments: argparse.Namespace) -> int:
 
 def _plan_or_none(case: PlanCase) -> Plan | None:
     try:
-        return solve_visibly(problem_of(case.config, case.cluster)).plan
+        solved = solve_visibly(problem_of(case.config, case.cluster))
     except TablesDoNotFitError as error:
         print(f"{error}", file=sys.stderr)
         return None
+    if solved.found.interrupted:
+        print(f"interrupted: this is the best plan so far for {case.name}", file=sys.stderr)
+    return solved.plan
 
 
 def _diff(argv: Sequence[str]) -> int:

@@ -11,7 +11,8 @@ from tests.jobs import Ended, Job
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
 from torchrec_mt.distributed.plans.calibrate import calibrate
 from torchrec_mt.distributed.plans.clusters import parse_cluster
-from torchrec_mt.distributed.plans.plan import Plan, read_plan
+from torchrec_mt.distributed.plans.plan import Plan
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.errors import UserError
 from torchrec_mt.plan import main
 
@@ -59,6 +60,14 @@ def test_what_is_foretold_is_what_two_ranks_build(root: Path, run: Path, tmp_pat
     assert [(rank.weights, rank.sums) for rank in foretold.ranks] == [(one["weights"], one["sums"]) for one in held]
     parameters = {one["dense"] for one in held}
     assert parameters == {foretold.ranks[0].dense // 5}, "a parameter, its gradient, its bucket and two of Adam"
+
+
+def test_averages_of_weights_are_counted_by_both(root: Path, tmp_path: Path) -> None:
+    assert [rank.code for rank in train(root, tmp_path, "optim.ema.decay=0.9", ranks=1)] == [0]
+    assert main([*arguments(root, "optim.ema.decay=0.9"), "--output", str(tmp_path / "plan.json")]) == 0
+    built, foretold = read_plan(str(tmp_path / "run")), read_plan(str(tmp_path / "plan.json"))
+    parameters = {one["dense"] for one in json.loads((tmp_path / "run/held.json").read_text())}
+    assert {rank.dense // 6 for plan in (built, foretold) for rank in plan.ranks} == parameters
 
 
 def test_every_way_is_foretold_to_the_byte(root: Path, tmp_path: Path) -> None:
@@ -111,7 +120,7 @@ def test_a_plan_of_other_tables_or_ranks_ends_every_rank(root: Path, run: Path, 
         theirs = f"table 'tokens' has {rows:,} x 32 float32, the plan for 1x2xCPU has {rows:,} x 64"
         assert all(theirs in one for one in said)
     else:
-        assert "other pieces than these ranks need" in said.pop()
+        assert "the plan for 1x2xCPU is pinned, and here 1 rank(s) are on 1 host(s)" in said.pop()
     assert not (tmp_path / "run").exists()
 
 
@@ -139,11 +148,24 @@ def test_what_cannot_be_calibrated_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text((run / "plan.json").read_text())
     with pytest.raises(UserError, match=r"held.json' cannot be read"):
         calibrate(tmp_path)
+    for text in ("null", "[{}, {}]", '{"weights": 1}', "[1, 2"):
+        (tmp_path / "held.json").write_text(text)
+        with pytest.raises(UserError, match=r"held.json' does not hold each rank's weights and sums"):
+            calibrate(tmp_path)
     (tmp_path / "held.json").write_text((run / "held.json").read_text())
     (tmp_path / "metrics.jsonl").write_text('{"kind": "valid"}\n')
     with pytest.raises(UserError, match="has no line of training"):
         calibrate(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    for text, said in (
+        ("5\n", "is not a log"),
+        ("{\n", "is not a log"),
+        ('{"kind": "train"}\n', "a number 'ms/lookup'"),
+    ):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        with pytest.raises(UserError, match=f"metrics.jsonl' .*{said}"):
+            calibrate(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + '{"kind": "tr')
+    assert calibrate(tmp_path) == calibrate(run), "a line that is being written"
     (tmp_path / "held.json").write_text("[]")
     with pytest.raises(UserError, match="has 0 ranks, the plan 2"):
         calibrate(tmp_path)

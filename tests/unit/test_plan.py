@@ -1,13 +1,16 @@
 """`torchrec-mt plan`: what it prints and refuses, plans side by side, why a table lies so, how two plans differ."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from torchrec_mt.distributed.plans.planner import Problem, Solved, solve
 from torchrec_mt.errors import UserError
 from torchrec_mt.plan import main
+from torchrec_mt.workflows import planning
 
 Printed = pytest.CaptureFixture[str]
 BASE = ["launch/demo.toml", "launch/plans/billions.toml"]
@@ -53,6 +56,47 @@ def test_plans_side_by_side(tmp_path: Path, capsys: Printed, monkeypatch: pytest
     assert len(found) == 4
     slow = [plan["batch_rows"] for name, plan in found.items() if "8192" in name]
     assert slow == [2 * 8192 + 1024] * 2
+
+
+def test_clusters_of_one_label_are_told_apart(tmp_path: Path, capsys: Printed) -> None:
+    specs = ["1x8xH100", "1x8xH100,intra_host_gb_s=100", "1x4xH100"]
+    assert main([*arguments(tmp_path), *(f"--cluster={spec}" for spec in specs), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["1x8xH100", "1x8xH100,intra_host_gb_s=100", "1x4xH100-80GB"]
+    assert [plan["cluster"]["intra_host_gb_s"] for plan in found.values()] == [450, 100, 450]
+
+
+def test_an_interrupt_beside_others_is_told(tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impatient(problem: Problem, **named: Any) -> Solved:
+        solved = solve(problem, **named)
+        return replace(solved, found=replace(solved.found, interrupted=problem.cluster.world_size == 4))
+
+    monkeypatch.setattr(planning, "solve", impatient)
+    assert main([*arguments(tmp_path), "--cluster=1x8xH100", "--cluster=1x4xH100"]) == 0
+    said = capsys.readouterr().err
+    assert "interrupted: this is the best plan so far for 1x4xH100-80GB" in said
+    assert "1x8" not in said
+
+
+def test_a_pinned_plan_is_followed(tmp_path: Path, capsys: Printed) -> None:
+    given = [*arguments(tmp_path), "--cluster", "1x4xH100"]
+    assert main([*given, "--output", str(tmp_path / "plan.json")]) == 0
+    raw = json.loads((tmp_path / "plan.json").read_text())
+    brand = next(table for table in raw["tables"] if table["name"] == "brand")
+    brand["shards"][0][0] = (brand["shards"][0][0] + 1) % 4
+    (tmp_path / "plan.json").write_text(json.dumps(raw))
+    capsys.readouterr()
+    followed = planned(capsys, *given, f"--set=sharding.plan={tmp_path}/plan.json")
+    assert followed["tables"] == raw["tables"]
+    with pytest.raises(UserError, match=r"no plan '.*nowhere.json'"):
+        main([*given, f"--set=sharding.plan={tmp_path}/nowhere.json"])
+
+
+def test_a_page_of_a_plan_that_does_not_fit(tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    huge = "plan.tables.product_id.rows=5_000_000_000"
+    assert main([*arguments(tmp_path, huge), "--cluster", "1x1xL4", "--html", str(page)]) == 3
+    assert "no plan fits" in page.read_text()
 
 
 def test_one_that_does_not_fit_beside_one_that_does(tmp_path: Path, capsys: Printed) -> None:
@@ -111,6 +155,16 @@ def test_how_two_plans_differ(tmp_path: Path, capsys: Printed, monkeypatch: pyte
     said = capsys.readouterr().out
     assert "2x8xH100-80GB" in said
     assert "tables: product_id" in said
+    raw = json.loads(Path(files[1]).read_text())
+    rows = next(table for table in raw["tables"] if table["sharding_type"] == "row_wise")
+    for shard, rank in zip(rows["shards"], (1, 0, 2, 3, 4, 5, 6, 7), strict=True):
+        shard[0] = rank
+    Path(files[0]).write_text(json.dumps(raw))
+    assert main(["diff", *files]) == 0
+    said = capsys.readouterr().out
+    assert f"tables: {rows['name']}" in said, "pieces that change places"
+    assert "row_wise on 8" in said
+    assert "of 0" not in said
     assert main(["diff", files[0], files[0]]) == 0
     assert capsys.readouterr().out == "no difference\n"
 
@@ -152,7 +206,7 @@ def test_no_dataset_and_no_counts(tmp_path: Path) -> None:
         ("{", "holds no plan"),
         ("[]", "holds no plan"),
         ('{"format": 9}', "is a plan of format 9, this version reads 1"),
-        ('{"format": 1}', "holds no plan ('estimates')"),
+        ('{"format": 1}', "holds no plan (model: Field required)"),
     ],
 )
 def test_files_that_are_no_plan(tmp_path: Path, text: str, said: str) -> None:

@@ -100,7 +100,8 @@ def for_reading(
             case _:
                 return layout
 
-    return ShardingConfig(tables={table: readable(config.of(table), rows) for table, rows in tables.items()})
+    layouts = {table: readable(config.of(table), rows) for table, rows in tables.items()}
+    return ShardingConfig(tables=layouts, reserve=config.reserve, cache_share=config.cache_share)
 
 
 class Sharder(EmbeddingBagCollectionSharder):

@@ -24,8 +24,10 @@ def explained_tables(explained: Sequence[Explained]) -> RenderableType:
 def _explained(one: Explained) -> list[RenderableType]:
     table = _wide(plain_table(f"why '{one.table}' lies so (the config says '{one.wish}')", "way"))
     on_host = any(way.largest_host for way in one.ways)
-    for name in ("pieces", "largest", *(["on host"] if on_host else []), "all, ms", "busiest, ms"):
+    for name in ("pieces", "largest", *(["on host"] if on_host else []), "all, ms", "busiest"):
         table.add_column(name, justify="right", no_wrap=True)
+    if on_host:
+        table.padding = (0, 1, 0, 0)  # type: ignore[assignment]
     reasons: dict[str, int] = {}
     for way in one.ways:
         mark = f" {reasons.setdefault(way.refused, len(reasons) + 1)})" if way.refused else ""
@@ -40,7 +42,9 @@ def _explained(one: Explained) -> list[RenderableType]:
     lines = [f"{number}) {reason}" for reason, number in reasons.items()]
     if one.without_wish_ms is not None:
         lines.append(f"with 'auto' for this table the busiest rank would take {one.without_wish_ms:.4g} ms")
-    lines.append("bold: chosen; largest: piece; busiest: the rank that is, if this table lay so and no other moved")
+    lines.append(
+        "bold: chosen; largest: piece; busiest: ms of the rank that is, if this table lay so and no other moved"
+    )
     return [table, *(Text(line, style="dim") for line in lines)]
 
 
@@ -74,7 +78,7 @@ def _cell(what: str, value: Any) -> str:
     if isinstance(value, dict):
         kernel = "" if value["kernel"] in ("fused", "dense") else f" ({value['kernel']})"
         shape = f"{value['rows']:,} x {value['dim']} {value['dtype']}"
-        ranks = rank_range(value["ranks"], 0)
+        ranks = rank_range(value["ranks"])
         return f"{shape}, {value['sharding_type']}{kernel} on {ranks}, {size(value['bytes'])}"
     if what.endswith("bytes"):
         return size(value)

@@ -76,13 +76,17 @@ def way(table: PlannedTable) -> str:
     return table.sharding_type + ("" if usual else f" ({table.kernel})")
 
 
-def rank_range(ranks: Sequence[int], world_size: int) -> str:
-    """`all`, `3`, `0-7`, `0, 4, 9` or `12 of 128`."""
-    if len(ranks) == world_size > 1:
+def rank_range(ranks: Sequence[int], world_size: int | None = None) -> str:
+    """`all`, `3`, `0-7`, `0, 4, 9` or `12 of 128`; of an unknown number of ranks, never `all`, and `12 ranks`."""
+    if len(ranks) == world_size and world_size > 1:
         return "all"
-    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
+    if len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[0] + len(ranks))):
         return f"{ranks[0]}-{ranks[-1]}"
-    return ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{len(ranks)} of {world_size}"
+    return (
+        ", ".join(map(str, ranks))
+        if len(ranks) <= 4
+        else f"{len(ranks)} {f'of {world_size}' if world_size else 'ranks'}"
+    )
 
 
 def _ranks(plan: Plan) -> Table:

@@ -88,12 +88,13 @@ def build_model(
     batch_rows: int,
     table_rate: float,
     table_optimizer: TableOptimizer | None = None,
+    averages: bool = False,
 ) -> tuple[DistributedModelParallel, Plan]:
     """The model, its tables sharded over the ranks with their optimizer fused in, and the plan by which.
 
     Args:
         losses: decides which tasks have a bias. batch_rows: rows of a batch per rank that the planner should expect.
-        table_optimizer: row-wise Adagrad where None.
+        table_optimizer: row-wise Adagrad where None. averages: of dense weights are to be kept.
 
     Raises:
         UserError: a temperature for a task that is not trained; tables that cannot be planned; replicated float16.
@@ -110,6 +111,7 @@ def build_model(
         batch_size=batch_rows,
         device_type=runtime.device.type,
         optimizer=table_optimizer,
+        averages=averages,
         model=manifest.name,
     )
     # Shards are initialised on their own ranks: with one seed for all, shards of a table would repeat each other.

@@ -12,6 +12,7 @@ from torchrec_mt.data.reader import ReaderConfig
 from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.plans.clusters import Cluster
 from torchrec_mt.distributed.plans.planner import Problem
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.distributed.sharding import fuse_table_optimizer
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig, TwoTower
@@ -69,7 +70,7 @@ def imagined_problem(
         rows: of a batch per rank (`batch_rows`).
 
     Raises:
-        UserError: what the model or its tables cannot be.
+        UserError: what the model or its tables cannot be, no plan where `sharding.plan` says.
     """
     spec = model_spec(manifest, schema, losses)
     check_tables(spec, model_config, sharding)
@@ -83,5 +84,6 @@ def imagined_problem(
         batch_rows=rows,
         optimizer=optim.tables,
         averages=optim.ema is not None,
+        pinned=read_plan(sharding.plan) if sharding.plan else None,
         model=manifest.name,
     )

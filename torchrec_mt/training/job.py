@@ -124,6 +124,7 @@ def train(
         batch_rows=accumulate * (2 * reader.pairs_per_step + reader.draws_per_step),
         table_rate=optim.table_rate,
         table_optimizer=optim.tables,
+        averages=optim.ema is not None,
     )
 
     optimizers = Optimizers(optim, model, steps)

@@ -1,5 +1,6 @@
 """From a config to a plan for an imagined cluster: what is asked for, the plan, and what would fit where none does."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class PlanCase:
     """One plan that is asked for.
 
     Args:
-        name: cluster and change, as the user wrote them. files, overrides: that make the config. spec: of the cluster.
+        name: cluster (its label, or all that the user wrote where labels are the same) and change. files, overrides:
+            that make the config. spec: of the cluster.
     """
 
     name: str
@@ -47,9 +49,10 @@ def cases_of(
     for change in ("", *changes):
         here = [*overrides, *(part.strip() for part in change.split(";") if part.strip())]
         config = load_config(files, here)
-        for spec in clusters or [config.plan.cluster]:
-            cluster = parse_cluster(spec)
-            name = f"{cluster.label} {change}".strip()
+        specs = {spec: parse_cluster(spec) for spec in clusters or [config.plan.cluster]}
+        labels = Counter(cluster.label for cluster in specs.values())
+        for spec, cluster in specs.items():
+            name = f"{cluster.label if labels[cluster.label] == 1 else spec} {change}".strip()
             yield PlanCase(name=name, files=files, overrides=here, spec=spec, config=config, cluster=cluster)
 
 

@@ -213,11 +213,14 @@ def test_a_trained_model_is_read_where_its_layout_cannot_be(monkeypatch: pytest.
             "few": "row_wise",
             "copies": "data_parallel",
         },
+        cache_share=0.02,
+        reserve=0.3,
     )
     tables = {"hosts": 100, "grid": 100, "uvm": 100, "rows": 100, "few": 5, "copies": 5}
 
     def kinds(device_type: str) -> dict[str, str]:
         here = for_reading(config, tables, device_type=device_type, world_size=4)
+        assert (here.cache_share, here.reserve) == (0.02, 0.3)
         return {table: here.of(table).kind for table in tables}
 
     kept = {"rows": "row_wise", "few": "auto", "copies": "data_parallel", "grid": "auto"}

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -10,7 +12,9 @@ from tests.parity.tables import SPECS, Tables
 from tests.ranks import run_on_ranks
 from torchrec_mt.distributed.layouts import LayoutName
 from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
+from torchrec_mt.distributed.plans import job
 from torchrec_mt.distributed.plans.job import make_plan
+from torchrec_mt.distributed.plans.planner import Problem, Solved, solve
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.embeddings import TableSpec, embedding_collection
@@ -46,6 +50,21 @@ def few_rows() -> str:
     return str(describe_plan(plan)["a"]["sharding_type"])
 
 
+def interrupted() -> str:
+    """What a job does whose search is interrupted once it has a plan: nothing more, in place of training by it."""
+
+    def impatient(problem: Problem) -> Solved:
+        solved = solve(problem)
+        return replace(solved, found=replace(solved.found, interrupted=True))
+
+    with patch.object(job, "solve", impatient):
+        try:
+            said("auto")
+        except KeyboardInterrupt:
+            return "interrupted"
+    return "trains"
+
+
 def all_mistakes() -> dict[str, str]:
     quiet_dependencies()
     rank = dist.get_rank()
@@ -53,6 +72,7 @@ def all_mistakes() -> dict[str, str]:
         "different": said("row_wise" if rank else "table_wise"),
         "too large": said("row_wise", factors={"a": [1.0]}, module=one_table(10**12 if rank else 100)),
         "few rows": few_rows(),
+        "interrupted": interrupted(),
     }
     os.environ["LOCAL_WORLD_SIZE"] = "1" if rank else "2"  # two ranks of unlike hosts
     return found | {"hosts": said("table_row_wise")}
@@ -69,6 +89,7 @@ def test_all_ranks_end_with_a_message() -> None:
     assert "`torchrec-mt plan CONFIG --cluster 1x2xCPU" in ranks[1]["too large"]
     assert ranks[1]["too large"].endswith("` searches for what would fit")
     assert ranks[0]["too large"] == f"rank 1 failed: {ranks[1]['too large']}"
+    assert {rank["interrupted"] for rank in ranks} == {"interrupted"}
     assert {rank["few rows"] for rank in ranks} == {"table_wise"}
     assert ranks[0]["hosts"].startswith(
         "sharding of table 'a' is 'table_row_wise', which lays tables on hosts, and all"

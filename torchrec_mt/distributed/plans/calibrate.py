@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_mt.distributed.plans.clusters import Cluster, cluster_of
-from torchrec_mt.distributed.plans.plan import Plan, RankLoad, read_plan
+from torchrec_mt.distributed.plans.plan import Plan, RankLoad
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.errors import UserError
+
+_REMEDY = "give the folder of a run that `train` wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ def calibrate(run: Path) -> Calibration:
         UserError: a run without a plan, or without a line of training.
     """
     plan = read_plan(str(run))
-    held, lines = _read(run / "held.json"), _training_lines(run / "metrics.jsonl")
+    held, log = _held(run / "held.json"), run / "metrics.jsonl"
+    lines = _training_lines(log)
     if len(held) != len(plan.ranks):
         raise UserError(f"'{run}/held.json' has {len(held)} ranks, the plan {len(plan.ranks)}: train again")
     terms = [
@@ -59,8 +63,10 @@ def calibrate(run: Path) -> Calibration:
     forward = busiest.forward_compute + busiest.forward_comms + busiest.prefetch
     backward = busiest.backward_compute + busiest.backward_comms
     times = [
-        Term(name="lookup (forward)", rank=None, unit="ms", predicted=forward, measured=_median(lines, "lookup")),
-        Term(name="tables (backward)", rank=None, unit="ms", predicted=backward, measured=_median(lines, "tables")),
+        Term(name="lookup (forward)", rank=None, unit="ms", predicted=forward, measured=_median(log, lines, "lookup")),
+        Term(
+            name="tables (backward)", rank=None, unit="ms", predicted=backward, measured=_median(log, lines, "tables")
+        ),
     ]
     return Calibration(terms=[*terms, *times], cluster=_calibrated(plan, times, run), lines=len(lines))
 
@@ -70,28 +76,41 @@ def _weights(rank: RankLoad) -> int:
     return rank.weights + rank.host
 
 
-def _read(file: Path) -> Any:
+def _held(file: Path) -> list[dict[str, float]]:
+    """Bytes of weights and sums, by rank."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{file}' cannot be read ({error}): give the folder of a run that `train` wrote") from None
+        return [{name: float(rank[name]) for name in ("weights", "sums")} for rank in json.loads(_text(file))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"'{file}' does not hold each rank's weights and sums ({error!r}): {_REMEDY}") from None
 
 
 def _training_lines(file: Path) -> list[Mapping[str, Any]]:
-    """What training logged, without the first line, in which everything is still cold."""
+    """What training logged, without the first line, in which everything is still cold, and without one that is still
+    being written."""
+    *lines, _ = _text(file).split("\n")
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{file}' cannot be read ({error}): give the folder of a run that `train` wrote") from None
-    training = [line for line in lines if line.get("kind") == "train"]
+        training = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"'{file}' is not a log ({error!r}): {_REMEDY}") from None
     if not training:
         raise UserError(f"'{file}' has no line of training: let the run take some steps first")
     return training[1:] or training
 
 
-def _median(lines: Sequence[Mapping[str, Any]], phase: str) -> float:
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{file}' cannot be read ({error}): {_REMEDY}") from None
+
+
+def _median(file: Path, lines: Sequence[Mapping[str, Any]], phase: str) -> float:
     """Of a phase's milliseconds on the slowest rank."""
-    return statistics.median(line.get(f"ms_max/{phase}", line[f"ms/{phase}"]) for line in lines)
+    key = f"ms/{phase}"
+    try:
+        return statistics.median(float(line.get(f"ms_max/{phase}", line[key])) for line in lines)
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"'{file}' has a line of training without a number '{key}': {_REMEDY}") from None
 
 
 def _calibrated(plan: Plan, times: Sequence[Term], run: Path) -> Cluster:

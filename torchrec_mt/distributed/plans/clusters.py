@@ -11,6 +11,9 @@ from typing import Any, Literal
 from torchrec_mt.errors import UserError
 
 GIB = 1 << 30
+_MOST_RANKS = 65_536
+_LEAST = 1e-6
+"""GiB of memory, GB/s."""
 _CATALOGUE = Path(__file__).with_name("clusters.toml")
 
 
@@ -86,7 +89,7 @@ class Cluster:
 
     def to_toml(self) -> str:
         """As a cluster file."""
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.to_json().items())
+        return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in self.to_json().items())
 
     def to_json(self) -> dict[str, Any]:
         """As a cluster file has it."""
@@ -121,6 +124,7 @@ def parse_cluster(text: str) -> Cluster:
             cluster = _changed(cluster, {key.strip(): float(value)}, where=f"--cluster {text}")
         except ValueError:
             raise UserError(f"--cluster {text}: '{change}' is not of the form KEY=NUMBER") from None
+    _check_whole(cluster, f"--cluster {text}")
     return cluster
 
 
@@ -144,7 +148,7 @@ def _from_name(text: str) -> Cluster:
     exact = devices.get(name.lower()) or next(
         (full for low, full in devices.items() if low.split("-")[0] == name.lower()), ""
     )
-    if not exact or not all(count.isdecimal() and 1 <= int(count) <= 100_000 for count in counts):
+    if not exact or not all(count.isdecimal() and int(count) for count in counts):
         raise UserError(
             f"no cluster '{text}': write HOSTSxRANKSxDEVICE, e.g. 2x8xH100-80GB, with a device of "
             f"{', '.join(catalogue())}, or name a TOML file"
@@ -178,18 +182,36 @@ def cluster_of(entries: Mapping[str, Any], where: str) -> Cluster:
         raise UserError(f"{where} lacks {', '.join(missing)}: a cluster file has these and the device's keys")
     numbers = {key: 0.0 for key in wanted if key not in ("kind", "source")}
     empty = Device(kind="cpu", source="", ranks_per_host=1, **numbers)
-    return _changed(Cluster(hosts=1, ranks_per_host=1, name=name, device=known or empty), changes, where=where)
+    cluster = _changed(Cluster(hosts=1, ranks_per_host=1, name=name, device=known or empty), changes, where=where)
+    _check_whole(cluster, where)
+    return cluster
+
+
+def _check_whole(cluster: Cluster, where: str) -> None:
+    """No more ranks than can be planned for; memory, and speed wherever something is moved."""
+    if cluster.world_size > _MOST_RANKS:
+        raise UserError(f"{where}: {cluster.world_size:,} ranks, and plans are for at most {_MOST_RANKS:,}")
+    wanted = ["host_memory_gib", "host_memory_gb_s"]
+    wanted += ["memory_gib", "memory_gb_s", "host_link_gb_s"] if cluster.device.kind == "cuda" else []
+    wanted += ["intra_host_gb_s"] if cluster.ranks_per_host > 1 else []
+    wanted += ["inter_host_gb_s"] if cluster.hosts > 1 else []
+    for key in wanted:
+        value = getattr(cluster.device, key)
+        if value < _LEAST:
+            raise UserError(f"{where}: {key} = {value!r}: must be at least {_LEAST} for {cluster.label}")
 
 
 def _changed(cluster: Cluster, changes: dict[str, Any], *, where: str) -> Cluster:
     mine = (*_COUNTS, "price_per_hour")
     for key, value in changes.items():
         if key in ("kind", "source"):
-            allowed, good = "cuda or cpu" if key == "kind" else "a text", value in ("cuda", "cpu") or key == "source"
+            allowed = "cuda or cpu" if key == "kind" else "a text"
+            good = isinstance(value, str) and (key == "source" or value in ("cuda", "cpu"))
         elif key in mine or key in _NUMBERS:
             whole = key in _COUNTS
             good = (
                 isinstance(value, int | float)
+                and not isinstance(value, bool)
                 and 0 <= value < 1e12
                 and (not whole or (value >= 1 and value == int(value)))
             )

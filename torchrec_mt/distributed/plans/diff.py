@@ -62,7 +62,7 @@ def _unlike(pairs: dict[str, list[Any]]) -> list[Difference]:
 
 
 def _lies(plan: Plan, name: str) -> dict[str, Any] | None:
-    """What makes a table's place: None where the plan lacks it."""
+    """What makes a table's place, `ranks` in the order of its shards; None where the plan lacks it."""
     found: list[PlannedTable] = [table for table in plan.tables if table.name == name]
     if not found:
         return None
@@ -73,6 +73,6 @@ def _lies(plan: Plan, name: str) -> dict[str, Any] | None:
         "dtype": table.dtype,
         "sharding_type": table.sharding_type,
         "kernel": table.kernel,
-        "ranks": table.ranks,
+        "ranks": [shard[0] for shard in table.shards],
         "bytes": int(table.total("weights") + table.total("sums") + table.total("host")),
     }

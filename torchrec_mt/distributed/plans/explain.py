@@ -132,7 +132,7 @@ def _way(
     is_chosen = (choice.sharding_type, choice.kernel) == (chosen.sharding_type, chosen.kernel)
     best, busiest = plan.best([choice]), None
     if is_chosen:
-        busiest = solved.found.busiest_ms or solved.plan.busiest.ms
+        busiest = solved.found.busiest_ms
     elif best is not None:
         plan.put(number, *best)
         busiest = plan.key()[0]
@@ -179,7 +179,7 @@ def _refused(problem: Problem, name: str, choice: Choice) -> str:
 def _without_wish(problem: Problem, name: str) -> float | None:
     tables = {**problem.sharding.tables, name: layout_of("auto")}
     try:
-        freed = solve(replace(problem, sharding=replace(problem.sharding, tables=tables)))
+        freed = solve(replace(problem, sharding=replace(problem.sharding, tables=tables), pinned=None))
     except TablesDoNotFitError:
         return None
     return freed.plan.busiest.ms

@@ -14,8 +14,9 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.plans.estimates import sharding_plan, topology_of
 from torchrec_mt.distributed.plans.here import this_cluster
-from torchrec_mt.distributed.plans.plan import Plan, read_plan
+from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.plans.planner import Problem, TablesDoNotFitError, solve
+from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
 
@@ -28,6 +29,7 @@ def make_plan(
     batch_size: int,
     device_type: str,
     optimizer: TableOptimizer | None = None,
+    averages: bool = False,
     model: str = "",
 ) -> tuple[ShardingPlan, Plan]:
     """Plans every table of `module` for the ranks of this job; the same on every rank, or an error on every rank.
@@ -35,10 +37,12 @@ def make_plan(
     Args:
         pooling_factors: per table, mean lookups per row of the batch for each key that reads it.
         batch_size: rows of a batch per rank. optimizer: of the tables; row-wise Adagrad where None.
+        averages: of dense weights are kept.
 
     Raises:
         UserError: on every rank, if a layout cannot be right, planning fails on any, or ranks come to different plans;
             communication that the device has not.
+        KeyboardInterrupt: also where the search had a plan already: a job that is ended does not go on with less.
     """
     made, failure, code = None, None, 2
     try:
@@ -49,10 +53,13 @@ def make_plan(
             lookups=pooling_factors,
             batch_rows=batch_size,
             optimizer=optimizer or RowWiseAdagrad(),
+            averages=averages,
             pinned=read_plan(sharding.plan) if sharding.plan else None,
             model=model,
         )
         solved = solve(problem)
+        if solved.found.interrupted:
+            raise KeyboardInterrupt
         made = sharding_plan(module, topology_of(problem.cluster), solved.choices, solved.found.placed), solved.plan
     except TablesDoNotFitError as error:
         search = f"torchrec-mt plan CONFIG --cluster {problem.cluster.spec}"

@@ -61,10 +61,10 @@ class Placement:
     def take(self, table: int) -> tuple[Choice, np.ndarray]:
         """Takes a table away; returns what `put` would put back."""
         choice, ranks = self.at(table)
+        self._at[table] = None  # first, so that an interrupt leaves nothing that seems complete
         np.subtract.at(self.ms_W, ranks, choice.ms_S)
         np.add.at(self.device_W, ranks, choice.device_S)
         np.add.at(self.host_W, ranks, choice.host_S)
-        self._at[table] = None
         return choice, ranks
 
     def fits(self, choice: Choice, ranks: np.ndarray) -> bool:

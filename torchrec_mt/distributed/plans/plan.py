@@ -1,4 +1,5 @@
-"""A plan as a document: what lies where, what it takes, who is busiest. Made by planner.py; JSON, stable, no TorchRec.
+"""A plan as a document: what lies where, what it takes, who is busiest. Made by planner.py, read by reading.py; JSON,
+stable, no TorchRec.
 
 All times and the buffers are estimates of TorchRec's models; weights and sums are counted.
 """
@@ -7,14 +8,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from torchrec_mt.distributed.plans.choices import Choice, Cost, TableChoices
 from torchrec_mt.distributed.plans.clusters import Cluster
-from torchrec_mt.errors import UserError, first_line
 
 FORMAT = 1
 ESTIMATES = (
@@ -154,41 +153,6 @@ class Plan:
             }
         }
         return re.sub(r"\[[-\d.e+,\s]+\]", lambda found: " ".join(found[0].split()), json.dumps(whole, indent=1)) + "\n"
-
-
-def plan_from_json(text: str, where: str) -> Plan:
-    """The plan of a file.
-
-    Raises:
-        UserError: no plan, or one of another format.
-    """
-    try:
-        raw = json.loads(text)
-        if raw.get("format") != FORMAT:
-            raise UserError(f"'{where}' is a plan of format {raw.get('format')!r}, this version reads {FORMAT}")
-        known = {name: raw[name] for name in (field.name for field in fields(Plan))}
-        known["tables"] = [PlannedTable(**table) for table in raw["tables"]]
-        known["ranks"] = [RankLoad(**rank) for rank in raw["ranks"]]
-        return Plan(**known)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"'{where}' holds no plan ({first_line(error)}): give what `plan --json` or a run wrote"
-        ) from None
-
-
-def read_plan(path: str) -> Plan:
-    """The plan of a file, or of a run folder.
-
-    Raises:
-        UserError: no such file, or no plan in it.
-    """
-    file = Path(path) / "plan.json" if Path(path).is_dir() else Path(path)
-    try:
-        return plan_from_json(file.read_text(encoding="utf-8"), str(file))
-    except FileNotFoundError:
-        raise UserError(f"no plan '{file}': give a file that `plan --json` wrote, or a run folder") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{file}' holds no plan ({error})") from None
 
 
 def planned_table(table: TableChoices, choice: Choice, ranks: Sequence[int], name: str) -> PlannedTable:

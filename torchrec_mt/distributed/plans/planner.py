@@ -26,6 +26,7 @@ from torchrec_mt.distributed.planning import ShardingConfig, make_sharder, table
 from torchrec_mt.distributed.plans.choices import Allowed, Cost, TableChoices
 from torchrec_mt.distributed.plans.clusters import Cluster
 from torchrec_mt.distributed.plans.estimates import enumerate_choices, topology_of
+from torchrec_mt.distributed.plans.follow import follow
 from torchrec_mt.distributed.plans.placement import Capacity
 from torchrec_mt.distributed.plans.plan import Plan, planned_table, rank_loads
 from torchrec_mt.distributed.plans.reasons import Refused, why_not
@@ -141,7 +142,7 @@ def solve(
         progress: of the search. asked: of the estimates, made and to make.
 
     Raises:
-        UserError: a layout that cannot be right, a table that the model lacks.
+        UserError: a layout that cannot be right, a table that the model lacks, a pinned plan that cannot be followed.
         TablesDoNotFitError: none fits.
     """
     allowed = _allowed(problem)
@@ -151,7 +152,11 @@ def solve(
     )
     dense, capacity = problem.dense_bytes(), capacity_of(problem)
     try:
-        found = _follow(problem.pinned, choices) if problem.pinned else search(choices, capacity, progress=progress)
+        found = (
+            follow(problem.pinned, choices, problem.hosts, capacity)
+            if problem.pinned
+            else search(choices, capacity, progress=progress)
+        )
     except DoesNotFitError as error:
         refused = Refused(
             cluster=problem.cluster,
@@ -181,45 +186,6 @@ def solve(
     )
     _check_whole(problem, plan)
     return Solved(plan=plan, choices=choices, capacity=capacity, found=found)
-
-
-def _follow(pinned: Plan, choices: list[TableChoices]) -> Found:
-    """The places that a plan names.
-
-    Raises:
-        UserError: it is of other tables, other ranks, or lays a table as the config does not allow.
-    """
-    where = f"the plan for {pinned.label}"
-    by_name, placed = {table.name: table for table in pinned.tables}, []
-    for table in choices:
-        name = table.name.removeprefix(TABLE_PREFIX)
-        planned = by_name.pop(name, None)
-        if planned is None or (planned.rows, planned.dim, planned.dtype) != (table.rows, table.dim, table.dtype):
-            theirs = "does not have it" if planned is None else f"has {planned.rows:,} x {planned.dim} {planned.dtype}"
-            raise UserError(
-                f"table '{name}' has {table.rows:,} x {table.dim} {table.dtype}, {where} {theirs}: plan again"
-            )
-        shards = tuple(tuple(shard[1:5]) for shard in planned.shards)
-        fitting = [
-            choice
-            for choice in table.choices
-            if (choice.sharding_type, choice.kernel) == (planned.sharding_type, planned.kernel)
-        ]
-        if not fitting:
-            allowed = ", ".join(f"{choice.sharding_type} ({choice.kernel})" for choice in table.choices)
-            raise UserError(
-                f"{where} lays table '{name}' {planned.sharding_type} ({planned.kernel}), and here it may be "
-                f"{allowed}: set sharding.tables, or plan again"
-            )
-        if fitting[0].shards != shards:
-            raise UserError(
-                f"{where} cuts table '{name}' into {len(shards)} other pieces than these ranks need "
-                f"({len(fitting[0].shards)}): plan again for this number of ranks and hosts"
-            )
-        placed.append((fitting[0], tuple(shard[0] for shard in planned.shards)))
-    if by_name:
-        raise UserError(f"{where} has tables that the model lacks: {sorted(by_name)}: plan again")
-    return Found(placed=tuple(placed), busiest_ms=0.0, bound_ms=pinned.bound_ms, tried=0, interrupted=False)
 
 
 def capacity_of(problem: Problem) -> Capacity:

@@ -42,6 +42,18 @@ class Found:
     tried: int
     interrupted: bool
 
+    @classmethod
+    def of(cls, plan: Placement, bound_ms: float, *, tried: int = 0, interrupted: bool = False) -> "Found":
+        """Of a placement of all tables."""
+        placed = map(plan.at, range(len(plan.tables)))
+        return cls(
+            placed=tuple((choice, tuple(map(int, ranks))) for choice, ranks in placed),
+            busiest_ms=plan.key()[0],
+            bound_ms=bound_ms,
+            tried=tried,
+            interrupted=interrupted,
+        )
+
 
 class DoesNotFitError(Exception):
     """No plan was found that fits.
@@ -67,7 +79,7 @@ def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Prog
         KeyboardInterrupt: before the first was found.
     """
     plans: list[Placement] = []
-    bound = _bound(tables, capacity)
+    bound = bound_of(tables, capacity)
     work, interrupted = _Work(progress, enough=bound * (1 + _ENOUGH)), False
     try:
         _search(tables, capacity, work, plans)
@@ -77,17 +89,12 @@ def search(tables: Sequence[TableChoices], capacity: Capacity, *, progress: Prog
             raise
         interrupted = True
     best = plans[-1] if not interrupted else min((plan for plan in plans if plan.complete), key=Placement.key)
-    return Found(
-        placed=tuple((choice, tuple(map(int, ranks))) for choice, ranks in map(best.at, range(len(tables)))),
-        busiest_ms=best.key()[0],
-        bound_ms=bound,
-        tried=work.tried,
-        interrupted=interrupted,
-    )
+    return Found.of(best, bound, tried=work.tried, interrupted=interrupted)
 
 
-def _bound(tables: Sequence[TableChoices], capacity: Capacity) -> float:
-    """Neither an even spread of the cheapest ways nor the largest piece that some table must have can be undercut.
+def bound_of(tables: Sequence[TableChoices], capacity: Capacity) -> float:
+    """Milliseconds that no plan can undercut: an even spread of the cheapest ways, or the largest piece that some table
+    must have.
 
     Raises:
         DoesNotFitError: a table of which no rank can hold the largest piece, in any way.
@@ -132,6 +139,7 @@ def _search(tables: Sequence[TableChoices], capacity: Capacity, work: _Work, pla
         if left_out is not None:
             raise DoesNotFitError(left_out, replace(capacity, device_W=plan.device_W, host_W=plan.host_W))
         found.append(plan)
+        plans.append(plan)
     found.sort(key=Placement.key)
     for plan in found[:3]:
         _improve(plan, work)

@@ -41,6 +41,18 @@ def test_a_file_and_back(tmp_path: Path) -> None:
     assert parse_cluster(str(file)).device == catalogue()["L4-24GB"]
 
 
+def test_links_that_nobody_uses_may_be_missing() -> None:
+    assert parse_cluster("1x8xH100,inter_host_gb_s=0").device.inter_host_gb_s == 0
+    assert parse_cluster("8x1xH100,intra_host_gb_s=0").device.intra_host_gb_s == 0
+
+
+def test_a_source_in_any_script(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('name = "CPU"\nhosts = 1\nranks_per_host = 1\nsource = "📏 \u00e9"\n')
+    cluster = parse_cluster(str(tmp_path / "a.toml"))
+    (tmp_path / "b.toml").write_text(cluster.to_toml())
+    assert parse_cluster(str(tmp_path / "b.toml")) == cluster
+
+
 def test_topology_has_bandwidths_of_a_rank_in_bytes_per_millisecond() -> None:
     topology = topology_of(parse_cluster("2x8xH100-80GB"))
     assert (topology.world_size, topology.local_world_size, topology.compute_device) == (16, 8, "cuda")
@@ -62,6 +74,12 @@ def test_topology_has_bandwidths_of_a_rank_in_bytes_per_millisecond() -> None:
         ("1x8xH100,memory_gib=-1", "memory_gib = -1.0: must be a number from 0"),
         ("1x8xH100,hosts=1.5", "hosts = 1.5: must be a whole number from 1"),
         ("nowhere.toml", "no cluster file 'nowhere.toml'"),
+        ("1x8xH100,memory_gib=0", "1x8xH100,memory_gib=0: memory_gib = 0.0: must be at least 1e-06 for 1x8xH100-80GB"),
+        ("1x8xH100,memory_gib=1e-12", "memory_gib = 1e-12: must be at least 1e-06"),
+        ("1x1xCPU,host_memory_gib=0", "host_memory_gib = 0.0: must be at least 1e-06"),
+        ("2x8xH100,inter_host_gb_s=0", "inter_host_gb_s = 0.0: must be at least 1e-06"),
+        ("99999999x8xH100", "99999999x8xH100: 799,999,992 ranks, and plans are for at most 65,536"),
+        ("1x1xH100,hosts=1e11", "100,000,000,000 ranks, and plans are for at most 65,536"),
     ],
 )
 def test_what_makes_no_sense(text: str, said: str) -> None:
@@ -77,6 +95,9 @@ def test_what_makes_no_sense(text: str, said: str) -> None:
         ("hosts = 2\n", "lacks ranks_per_host, kind, memory_gib"),
         ('name = "CPU"\nhosts = "two"\nranks_per_host = 1\n', "hosts = 'two': must be a whole number from 1"),
         ('name = "CPU"\nhosts = 1\nranks_per_host = 1\nkind = "tpu"\n', "kind = 'tpu': must be cuda or cpu"),
+        ('name = "CPU"\nhosts = 1\nranks_per_host = 1\nkind = "cuda"\n', "memory_gib = 0: must be at least 1e-06"),
+        ('name = "CPU"\nhosts = true\nranks_per_host = 1\n', "hosts = True: must be a whole number from 1"),
+        ('name = "CPU"\nhosts = 1\nranks_per_host = 1\nsource = 5\n', "source = 5: must be a text"),
     ],
 )
 def test_files_that_make_no_sense(tmp_path: Path, text: str, said: str) -> None:

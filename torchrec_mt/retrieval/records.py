@@ -99,11 +99,13 @@ def writing_records(
     metrics: Sequence[str],
     columns: Sequence[tuple[str, str]],
 ) -> Iterator[Records]:
-    """Records that are written aside and put in their place at the end; of a judgement that fails nothing is left.
+    """Records that are written aside and put in their place at the end; of a judgement that fails nothing is left, nor
+    the folder if it was made for it.
 
     Raises:
         OSError: naming the file; a failing write() names none.
     """
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -122,3 +124,5 @@ def writing_records(
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
+        if is_new and not any(path.parent.iterdir()):
+            path.parent.rmdir()

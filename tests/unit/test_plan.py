@@ -177,6 +177,8 @@ def test_how_two_plans_differ(tmp_path: Path, capsys: Printed, monkeypatch: pyte
         (["--set=plan.tables.toknes.rows=3"], "plan.tables names ['toknes'], which are no tables of the dataset"),
         (["--set=plan.tables.brand.rows=0"], "plan.tables.brand.rows = 0: must be at least 1"),
         (["--set=plan.tables.brand.rows=1.5"], "plan.tables.brand.rows"),
+        (["--set=dataset.tables.brand.dim=0"], "tables.brand.dim: 0 is not a positive multiple of 4"),
+        (["--set=dataset.tables.brand.dim=7"], "tables.brand.dim: 7 is not a positive multiple of 4"),
         (["--set=plan.clutser=CPU"], "plan.clutser"),
         (["--set=sharding.tables.product_id=grid", "--cluster", "1x8xH100"], "take 'column_wise'"),
         (["--set=sharding.reserve=0.95"], "sharding.reserve = 0.95: must be at least 0 and at most 0.9"),

@@ -53,7 +53,7 @@ class ShardingConfig:
             for small tables, whose rows a batch touches mostly anyway (categories); wrong for ids and tokens by the
             hundred thousand.
         tables: layout by table. A name alone takes that layout's defaults. communication: what travels between ranks.
-        plan: a plan to follow instead of making one: a file that `torchrec-mt plan --json` wrote, or a run folder.
+        plan: a plan to follow instead of making one: a file that `torchrec-mt plan --output` wrote, or a run folder.
         reserve: share of the memory that the plan leaves to activations, kernels and the system.
         cache_share: share of a table's rows that the kernel `fused_uvm_caching` keeps in the device's memory.
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torchrec_mt.config import RunConfig, load_config
 from torchrec_mt.data.imagined import planned_manifest
+from torchrec_mt.data.preparation import check_schema
 from torchrec_mt.distributed.plans.clusters import Cluster, parse_cluster
 from torchrec_mt.distributed.plans.fixes import MOST_PLANS, Fixes, find_fixes
 from torchrec_mt.distributed.plans.plan import Plan
@@ -57,8 +58,13 @@ def cases_of(
 
 
 def problem_of(config: RunConfig, cluster: Cluster) -> Problem:
-    """What is to be planned for a config on a cluster."""
+    """What is to be planned for a config on a cluster.
+
+    Raises:
+        UserError: a dataset whose parts contradict each other, or a model that cannot be.
+    """
     schema = config.dataset
+    check_schema(schema)
     return imagined_problem(
         planned_manifest(schema, schema.path, schema.name, config.plan.tables),
         schema,

@@ -204,6 +204,11 @@ def _allowed(problem: Problem) -> dict[str, Allowed]:
             f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(problem.lookups)}"
         )
     shapes, allowed = table_shapes(problem.module), {}
+    if not shapes:
+        raise UserError(
+            "the model has no tables: declare a feature that reads one (of kind 'id', 'category', 'categories' or "
+            "'text') in dataset.entities"
+        )
     for table, lookups in problem.lookups.items():
         layout, (rows, dim) = problem.sharding.of(table), shapes[table]
         check_layout(

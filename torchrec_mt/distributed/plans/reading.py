@@ -23,15 +23,15 @@ def read_plan(path: str) -> Plan:
     """The plan of a file, or of a run folder.
 
     Raises:
-        UserError: no such file, or no plan in it.
+        UserError: no such file, one that cannot be read, or no plan in it.
     """
     file = Path(path) / "plan.json" if Path(path).is_dir() else Path(path)
     try:
         return plan_from_json(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         raise UserError(f"no plan '{file}': give a file that `plan --output` wrote, or a run folder") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{file}' holds no plan ({error}): {_REMEDY}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{file}' cannot be read ({error}): {_REMEDY}") from None
 
 
 def plan_from_json(text: str, where: str) -> Plan:

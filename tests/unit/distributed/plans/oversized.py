@@ -58,7 +58,7 @@ class Oversized:
     def _raw(self) -> dict[str, Any]:
         """One entity with a category for each table, one task."""
         features = {name: {"kind": "category", "column": name, "table": name} for name in self.tables}
-        pairs = {"kind": "groups", "path": "views.parquet", "group": ["session"], "item": "item"}
+        pairs = {"kind": "groups", "path": "views.parquet", "group": ["session"], "item": "item", "time": "time"}
         return {
             "dataset": {
                 "name": "oversized",

@@ -132,3 +132,9 @@ def test_a_pinned_plan_is_explained(plan: Plan) -> None:
     assert explained.ways[0].chosen
     assert explained.ways[0].busiest_ms == pytest.approx(solved.plan.busiest.ms)
     assert explained.without_wish_ms is not None
+
+
+def test_a_model_without_tables() -> None:
+    empty = replace(problem(), module=OfTables([]), sharding=ShardingConfig(), lookups={})
+    with pytest.raises(UserError, match="the model has no tables: declare a feature that reads one"):
+        solve(empty)

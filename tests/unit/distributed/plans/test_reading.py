@@ -58,5 +58,7 @@ def test_what_is_no_plan_is_refused(text: str) -> None:
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"plan.json' holds no plan \('utf-8' codec"):
+    with pytest.raises(UserError, match=r"plan.json' cannot be read \('utf-8' codec"):
         read_plan(str(tmp_path))
+    with pytest.raises(UserError, match=r"plan.json/a' cannot be read .*Not a directory"):
+        read_plan(str(tmp_path / "plan.json/a"))

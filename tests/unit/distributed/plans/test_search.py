@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests.unit.distributed.plans.models import OfTables, all_allowed, random_ta
 from torchrec_mt.distributed.plans.choices import Choice, Cost, Spread, TableChoices
 from torchrec_mt.distributed.plans.clusters import parse_cluster
 from torchrec_mt.distributed.plans.estimates import enumerate_choices, topology_of
-from torchrec_mt.distributed.plans.placement import Capacity
+from torchrec_mt.distributed.plans.placement import Capacity, Placement
 from torchrec_mt.distributed.plans.search import DoesNotFitError, Found, search
 from torchrec_mt.schema import TABLE_PREFIX
 
@@ -166,6 +167,25 @@ def test_an_interrupt_keeps_the_best_plan_so_far() -> None:
     found = search(tables, room, progress=interrupt)
     assert found.interrupted
     check(tables, room, found)
+
+
+def test_an_interrupt_while_a_table_is_taken_away_leaves_nothing_that_seems_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = drawn(3, 2, 10)
+    plan = Placement(tables, capacity(2, 100.0))
+    for number, table in enumerate(tables):
+        best = plan.best(table.choices)
+        assert best is not None
+        plan.put(number, *best)
+
+    def interrupt(*values: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "subtract", SimpleNamespace(at=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        plan.take(0)
+    assert not plan.complete
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def train(
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
             log=to_both(log, track),
-            offending_path=run.offending_path,
+            offending_path=lambda: run.offending_path,
             keep=keeper,
             asked=asked,
             progress=progress,
@@ -181,16 +181,15 @@ def _keeper(
     restored: Restored | None,
 ) -> Keeper:
     """What writes the run's checkpoints; with the first one a new run takes its place."""
-    at_url = restored is not None
+    run.at_url = restored is not None
 
     def push() -> None:
         """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
-        nonlocal at_url
-        if at_url:
+        if run.at_url:
             on_main(output.try_update)
         else:
             _begin_at_url(run, log, config, output)
-        at_url = True
+        run.at_url = True
 
     def moved() -> CheckpointStore:
         take_place(run, log)

@@ -122,7 +122,7 @@ class Trainer:
         objective: losses of a batch. weights: weight of each task's loss.
         validate: metrics of the current model by "TASK/METRIC"; called on every rank, result used of rank 0.
         log: called on the main rank with step, kind and values.
-        offending_path: where the batch goes that breaks the run.
+        offending_path: where the batch goes that breaks the run, asked when there is one.
         keep: takes checkpoints; none are kept without it. asked: whether this rank was asked to end; what one rank was
             asked, all do, after the step that they are in.
     """
@@ -138,7 +138,7 @@ class Trainer:
         runtime: Runtime,
         validate: Callable[[], Metrics | None],
         log: Callable[[int, str, Metrics], None],
-        offending_path: Path,
+        offending_path: Callable[[], str | Path],
         keep: "Keep | None" = None,
         asked: Callable[[], bool] | None = None,
         progress: Progress | None = None,

@@ -13,7 +13,8 @@ from torchrec_mt.data.matching import keep_vocabularies
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.planning import describe_plan
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.runs import DATASET, INIT, RunFolder, environment, write_atomic
+from torchrec_mt.environment import environment
+from torchrec_mt.runs import DATASET, INIT, RunFolder, write_atomic
 from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.tracking import Record
 

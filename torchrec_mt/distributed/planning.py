@@ -35,6 +35,7 @@ from torchrec_mt.distributed.layouts import (
     kernel_of,
     layout_of,
     leaves_a_rank_empty,
+    with_rows_for_all,
 )
 from torchrec_mt.distributed.table_optimizers import RowWiseAdagrad, TableOptimizer
 from torchrec_mt.errors import UserError
@@ -61,7 +62,8 @@ class ShardingConfig:
     """How tables are laid out over ranks.
 
     Args:
-        default: for tables not named in `tables`. `auto` lets TorchRec's planner choose between table-wise and
+        default: for tables not named in `tables`; where it would spread too few rows over the ranks, such a table is
+            table-wise. `auto` lets TorchRec's planner choose between table-wise and
             row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but its
             gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables, whose
             rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
@@ -75,6 +77,29 @@ class ShardingConfig:
     def of(self, table: str) -> Layout:
         """The layout of a table."""
         return layout_of(self.tables.get(table, self.default))
+
+
+def too_few_rows(config: ShardingConfig, tables: Mapping[str, int], *, world_size: int) -> dict[str, Layout]:
+    """Layouts of tables that `default` would spread over more ranks than their rows serve: a default is a wish.
+
+    Args:
+        tables: rows of each.
+    """
+    hosts, default = Hosts.of(world_size), layout_of(config.default)
+    unnamed = {table: rows for table, rows in tables.items() if table not in config.tables}
+    taken = {
+        table: with_rows_for_all(default, rows, world_size=world_size, hosts=hosts) for table, rows in unnamed.items()
+    }
+    return {table: layout for table, layout in taken.items() if layout != default}
+
+
+def told_of_few_rows(config: ShardingConfig, tables: Mapping[str, int], *, world_size: int) -> list[str]:
+    """The same for a person, a line a table."""
+    wished = f"sharding.default = '{layout_of(config.default).kind}'"
+    return [
+        f"table {table}: {tables[table]:,} rows are too few for {wished} on {world_size} ranks: '{layout.kind}' it is"
+        for table, layout in too_few_rows(config, tables, world_size=world_size).items()
+    ]
 
 
 def for_reading(
@@ -199,8 +224,9 @@ def _plan(
         )
     world_size = dist.get_world_size()
     hosts, shapes, constraints = Hosts.of(world_size), table_shapes(module), {}
+    few = too_few_rows(config, {table: rows for table, (rows, _) in shapes.items()}, world_size=world_size)
     for table, factors in pooling_factors.items():
-        layout, (rows, dim) = config.of(table), shapes[table]
+        layout, (rows, dim) = few.get(table, config.of(table)), shapes[table]
         check_layout(
             table,
             layout,

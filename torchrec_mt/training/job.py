@@ -13,7 +13,7 @@ from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import telling_lost_ranks
-from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.planning import ShardingConfig, told_of_few_rows
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
@@ -131,6 +131,7 @@ def train(
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
+    progress.started(told_of_few_rows(sharding, dataset.manifest.tables, world_size=runtime.world_size))
     origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
     if origin:
         progress.started(describe(origin))

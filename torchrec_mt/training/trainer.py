@@ -79,7 +79,7 @@ class Progress(Protocol):
         """Training goes on after a step, from the checkpoint at `path`; `best` validation so far, or -inf."""
 
     def started(self, lines: Sequence[str]) -> None:
-        """What a new training takes of an earlier run."""
+        """What a person should know before the first step, if anything."""
 
 
 class Keep(Protocol):

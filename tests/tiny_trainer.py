@@ -80,7 +80,7 @@ def tiny_trainer(
         runtime=here,
         validate=validate,
         log=log,
-        offending_path=run_path / "offending_batch",
+        offending_path=lambda: run_path / "offending_batch",
         keep=keep,
         progress=progress,
     )

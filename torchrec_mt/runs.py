@@ -19,16 +19,13 @@ its place once it is worth having; until then the earlier one is untouched.
 import glob
 import json
 import os
-import platform
 import shutil
-import sys
-import time
 import uuid
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torchrec_mt.environment import environment
 from torchrec_mt.errors import UserError
 from torchrec_mt.holding import LOCK, Hold, is_held, job
 from torchrec_mt.storage import is_url, local_copy
@@ -50,10 +47,6 @@ PARTS = (*_FILES, *(name for name in _FOLDERS if name not in ("checkpoints", TWI
 """What a run and its copy at a URL have in common; checkpoints are written and read there directly, twins are runs."""
 READ_PARTS = (*_FILES, "evaluation")
 """What of it a program needs that judges or uses its model."""
-_RECORDED = (
-    *("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyarrow"),
-    *("duckdb", "ibis-framework", "torchx"),
-)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -76,25 +69,6 @@ def write_atomic(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, as recorded with a run."""
-    versions = {}
-    for name in _RECORDED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "versions": versions,
-        "argv": sys.argv,
-        "job": job(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
 def restarted(path: str | Path) -> bool:
     """Whether the run in a folder was begun by an earlier try of this very job."""
     if job() == "" or not _is_run(Path(path)):
@@ -108,13 +82,14 @@ class RunFolder:
     Args:
         place: where the run is to be found.
         path: where its files are now; the same but while an earlier run has the place.
-        url: what `place` is the local copy of, if of anything.
+        url: what `place` is the local copy of, if of anything. at_url: whether the run is there already, as far as its
+            newest checkpoint.
     """
 
     def __init__(self, place: str | Path, path: Path | None = None, *, url: str = "") -> None:
         self.place = Path(place)
         self.path = path or self.place
-        self.url = url.rstrip("/")
+        self.url, self.at_url = url.rstrip("/"), False
         self._held: Hold | None = None
 
     @classmethod
@@ -253,8 +228,10 @@ class RunFolder:
         return read_object(file).get("digest") if file.is_file() else None
 
     @property
-    def offending_path(self) -> Path:
-        """Where the batch goes that broke the run; beside the earlier run, if one has the place."""
+    def offending_path(self) -> str | Path:
+        """Where the batch goes that broke the run, or its URL; beside the place, if an earlier run may have it."""
+        if self.url:
+            return f"{self.url}/offending_batch" if self.at_url else f"{self.url}.offending_batch"
         if self.is_aside:
             return self.place.with_name(f"{self.place.resolve().name}.offending_batch")
         return self.path / "offending_batch"

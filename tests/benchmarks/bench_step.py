@@ -103,7 +103,7 @@ class Ours:
             runtime=here,
             validate=lambda: {},
             log=lambda step, kind, values: None,
-            offending_path=Path("unused"),
+            offending_path=lambda: Path("unused"),
             keep=keep,
         )
         config = ReaderConfig(batch_size=batch_size)

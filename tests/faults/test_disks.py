@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.faulty import changed_after, changed_within, full_disk
 from tests.jobs import STEPS, Job, checkpoints, newest, resumed, small, state_after
+from torchrec_mt.data.dataset import PreparedDataset
+from torchrec_mt.data.mined import MinedTask, write_mined
 
 Uninterrupted = Callable[[int], dict[str, Any]]
 
@@ -105,6 +108,22 @@ def test_a_prepared_file(
     shutil.copy(debug_shop / "debug" / name, file)
     resumed(tmp_path / "again", run, ranks=1)
     assert state_after(run, STEPS) == uninterrupted(1)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, cut_in_half])
+def test_a_file_of_mined_negatives(debug_shop: Path, tmp_path: Path, change: Any) -> None:
+    dataset, mined = PreparedDataset.open(debug_shop / "debug"), tmp_path / "mined"
+    anchors = dataset.manifest.entities[dataset.manifest.tasks["search"].anchor].count
+    write_mined(mined, dataset, {"search": MinedTask(np.ones(anchors, np.int64), np.ones(anchors, np.int64))}, {})
+    run, file = tmp_path / "run", mined / "search/candidates.values.npy"
+    fault = partial(changed_after, 8, partial(change, file), 0)
+    sources = f'negatives.tasks={{search = [{{kind = "in_batch"}}, {{kind = "mined", path = "{mined}"}}]}}'
+    [ended] = Job(tmp_path / "said", [*small(debug_shop, sources), f"--output={run}"], fault=fault).wait(30)
+    assert ended.code == 2, ended.err
+    assert ended.error.startswith(f"error: '{file}' is ")
+    assert "mine again" in ended.error
+    assert f"the newest checkpoint is '{run}/checkpoints/step-{newest(run):010}'" in ended.error
+    assert newest(run) == 8
 
 
 def test_a_mapped_file_that_is_cut_off_while_it_is_read(own_shop: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def train_a_little(folder: Path, name: str) -> dict[str, Any]:
         runtime=here,
         validate=lambda: {},
         log=lambda step, kind, values: None,
-        offending_path=folder / "unused",
+        offending_path=lambda: folder / "unused",
     )
     losses, gradients = [], {}
     for step, batch in enumerate(islice(batches(dataset, signal, case.lanes), STEPS)):

@@ -15,11 +15,12 @@ import numpy as np
 
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.links import Links, write_links
-from torchrec_mt.data.opening import reading
+from torchrec_mt.data.opening import Mapped, reading
 from torchrec_mt.errors import UserError
 from torchrec_mt.storage import local_copy
 
 MARK = "mined.json"
+_REMEDY = "mine again"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class MinedFolder:
                 f"negatives: a source of kind 'mined' has path = '{path}', where no mined negatives are: run "
                 f"`torchrec-mt mine RUN` and name the folder that it writes, RUN/mined{there}"
             )
-        with reading(path / MARK, "mine again"):
+        with reading(path / MARK, _REMEDY):
             about = json.loads((path / MARK).read_text(encoding="utf-8"))
             if not (isinstance(about, dict) and {"digest", "tasks"} <= about.keys()):
                 raise ValueError("it does not say of which dataset and tasks")
@@ -69,8 +70,12 @@ class MinedFolder:
             )
         if task not in self.about["tasks"]:
             raise UserError(f"'{self.path}' has no negatives of task '{task}' (it has: {sorted(self.about['tasks'])})")
-        with reading(self.path / task / "candidates.values.npy", "mine again"):
+        with reading(self.path / task / "candidates.values.npy", _REMEDY):
             return Links.open(self.path / task, "candidates")
+
+    def mapped(self, task: str) -> Mapped:
+        """The files of a task, which training reads from beginning to end."""
+        return Mapped((self.path / task).glob("candidates.*.npy"), _REMEDY)
 
 
 def write_mined(

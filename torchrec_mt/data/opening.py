@@ -43,16 +43,20 @@ class Mapped:
     """
 
     def __init__(self, files: Iterable[Path], remedy: str) -> None:
-        self._sizes, self._remedy = {file: file.stat().st_size for file in files}, remedy
+        self._files = {file: (file.stat().st_size, remedy) for file in files}
+
+    def add(self, other: "Mapped") -> None:
+        """Looks at those of another as well."""
+        self._files |= other._files
 
     def check(self) -> None:
         """Looks at all of them."""
-        for file, size in self._sizes.items():
-            with reading(file, self._remedy):
+        for file, (size, remedy) in self._files.items():
+            with reading(file, remedy):
                 found = file.stat().st_size
             if found < size:
                 raise UserError(
-                    f"'{file}' is damaged ({found:,} of {size:,} bytes are left since it was opened): {self._remedy}"
+                    f"'{file}' is damaged ({found:,} of {size:,} bytes are left since it was opened): {remedy}"
                 )
 
 

@@ -17,8 +17,9 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator, TaskPairs
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.lanes import Lanes, cut, joined
+from torchrec_mt.data.mined import MinedFolder
 from torchrec_mt.data.mixing import Mixing, ProportionalMixing, batch_sizes
-from torchrec_mt.data.negatives import NegativesConfig, Sampler
+from torchrec_mt.data.negatives import Mined, NegativesConfig, Sampler
 from torchrec_mt.data.pair_stream import PairFile, PairStream
 from torchrec_mt.data.task_pairs import PairMaker, PairRules
 from torchrec_mt.errors import UserError, within
@@ -105,6 +106,10 @@ class Reader:
             for name, task in tasks.items()
         }
         self._digest, self._mapped = dataset.manifest.digest, dataset.mapped()
+        for name in tasks:
+            for source in negatives.of(name):
+                if isinstance(source, Mined):
+                    self._mapped.add(MinedFolder.open(source.path).mapped(name))
         self._collate = Collator(
             dataset,
             id_dropout={

@@ -146,6 +146,25 @@ def leaves_a_rank_empty(rows: int, ranks: int) -> bool:
     return -(-rows // ranks) * (ranks - 1) >= rows
 
 
+def _sharing(layout: Layout, *, world_size: int, hosts: Hosts | None) -> int:
+    """Over how many ranks a layout spreads the rows of a table."""
+    match layout:
+        case RowWise():
+            return world_size
+        case TableRowWise() | Grid():
+            return hosts.ranks if hosts else 1
+        case _:
+            return 1
+
+
+def with_rows_for_all(layout: Layout, rows: int, *, world_size: int, hosts: Hosts | None) -> Layout:
+    """The layout, or the whole table on one rank where its blocks of rows would leave some rank without any."""
+    sharing = _sharing(layout, world_size=world_size, hosts=hosts)
+    if isinstance(layout, RowWise | TableRowWise | Grid) and leaves_a_rank_empty(rows, sharing):
+        return TableWise(kind="table_wise", kernel=layout.kernel)
+    return layout
+
+
 def check_layout(
     table: str,
     layout: Layout,
@@ -173,8 +192,8 @@ def check_layout(
         )
     if isinstance(layout, TableRowWise | Grid):
         _check_hosts(where, layout, hosts)
-    sharing = world_size if isinstance(layout, RowWise) else hosts.ranks if hosts else 1
-    if isinstance(layout, RowWise | TableRowWise | Grid) and leaves_a_rank_empty(rows, sharing):
+    sharing = _sharing(layout, world_size=world_size, hosts=hosts)
+    if leaves_a_rank_empty(rows, sharing):
         raise UserError(
             f"{where}, and its {rows} rows in equal blocks for {sharing} ranks leave one without any, whose kernel "
             "may train other tables wrongly: take 'table_wise' or 'data_parallel'"

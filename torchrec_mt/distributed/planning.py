@@ -22,6 +22,7 @@ from torchrec_mt.distributed.layouts import (
     kernel_of,
     layout_of,
     leaves_a_rank_empty,
+    with_rows_for_all,
 )
 from torchrec_mt.errors import UserError, within
 from torchrec_mt.schema import TABLE_PREFIX
@@ -47,11 +48,11 @@ class ShardingConfig:
     """How tables are laid out over ranks.
 
     Args:
-        default: for tables not named in `tables`. `auto` lets the planner choose between table-wise, row-wise and, on
-            several hosts, table-row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no
-            communication, but its gradient is dense, is averaged over ranks every step, and updates every row. Right
-            for small tables, whose rows a batch touches mostly anyway (categories); wrong for ids and tokens by the
-            hundred thousand.
+        default: for tables not named in `tables`; where it would spread too few rows over the ranks, such a table is
+            table-wise. `auto` lets the planner choose between table-wise, row-wise and, on several hosts,
+            table-row-wise. `data_parallel` keeps the whole table on every rank: its lookup needs no communication, but
+            its gradient is dense, is averaged over ranks every step, and updates every row. Right for small tables,
+            whose rows a batch touches mostly anyway (categories); wrong for ids and tokens by the hundred thousand.
         tables: layout by table. A name alone takes that layout's defaults. communication: what travels between ranks.
         plan: a plan to follow instead of making one: a file that `torchrec-mt plan --output` wrote, or a run folder.
         reserve: share of the memory that the plan leaves to activations, kernels and the system.
@@ -72,6 +73,31 @@ class ShardingConfig:
     def of(self, table: str) -> Layout:
         """The layout of a table."""
         return layout_of(self.tables.get(table, self.default))
+
+
+def too_few_rows(
+    config: ShardingConfig, tables: Mapping[str, int], *, world_size: int, hosts: Hosts | None
+) -> dict[str, Layout]:
+    """Layouts of tables that `default` would spread over more ranks than their rows serve: a default is a wish.
+
+    Args:
+        tables: rows of each.
+    """
+    default = layout_of(config.default)
+    unnamed = {table: rows for table, rows in tables.items() if table not in config.tables}
+    taken = {
+        table: with_rows_for_all(default, rows, world_size=world_size, hosts=hosts) for table, rows in unnamed.items()
+    }
+    return {table: layout for table, layout in taken.items() if layout != default}
+
+
+def told_of_few_rows(config: ShardingConfig, tables: Mapping[str, int], *, world_size: int) -> list[str]:
+    """The same for a person, a line a table."""
+    wished = f"sharding.default = '{layout_of(config.default).kind}'"
+    return [
+        f"table {table}: {tables[table]:,} rows are too few for {wished} on {world_size} ranks: '{layout.kind}' it is"
+        for table, layout in too_few_rows(config, tables, world_size=world_size, hosts=Hosts.of(world_size)).items()
+    ]
 
 
 def for_reading(

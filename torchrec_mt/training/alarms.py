@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,24 @@ from torch import Tensor
 
 from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import barrier
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.storage import StorageError
+from torchrec_mt.training.checkpoints.files import Files
 
 _ENOUGH = 8
 COLLAPSED = 0.05
 """Below this spread the vectors of a batch point almost one way. An untrained model has 0.5 and more."""
 
 
-def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: Path, rank: int) -> None:
+def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: str | Path, rank: int) -> None:
     """Stops the run at a loss that is no finite number, before the backward pass could spoil the tables.
 
     Saves the batch of this rank as `rank-R.pt` (readable by torch.load with weights_only). Called on every rank with
     the losses over all ranks, so all stop together, and none before all have saved: a launcher ends the others as soon
     as one has ended.
+
+    Args:
+        folder: where, a path or a URL.
 
     Raises:
         UserError: naming step and task.
@@ -31,16 +37,28 @@ def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: P
     if not bad:
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"step": step, "losses": dict(losses), "batch": plain(batch)}, folder / f"rank-{rank}.pt")
+        kept = _keep({"step": step, "losses": dict(losses), "batch": plain(batch)}, folder, f"rank-{rank}.pt")
     finally:
         barrier()
     shown = ", ".join(f"{name}: {value}" for name, value in bad.items())
     raise UserError(
         f"the loss at step {step} is no finite number ({shown}); tables and weights are as before the step, the batch "
-        f"is in '{folder}': lower optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
+        f"{kept}: lower optim.table_rate or optim.dense_rate, or look for extreme numbers in the data",
         exit_code=1,
     )
+
+
+def _keep(told: dict[str, Any], folder: str | Path, name: str) -> str:
+    """Where it is now, or why it is not; nothing that fails here hides what has happened."""
+    data = BytesIO()
+    torch.save(told, data)
+    try:
+        files = Files(folder)
+        files.make_folder("")
+        files.write(name, [data.getbuffer()])
+    except (OSError, StorageError) as error:
+        return f"cannot be kept ({first_line(error)})"
+    return f"is in '{files.where()}'"
 
 
 def plain(value: Any) -> Any:

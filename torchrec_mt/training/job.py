@@ -14,7 +14,7 @@ from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import telling_lost_ranks
-from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.planning import ShardingConfig, told_of_few_rows
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
@@ -136,6 +136,7 @@ def train(
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
+    progress.started(told_of_few_rows(sharding, dataset.manifest.tables, world_size=runtime.world_size))
     origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
     if origin:
         progress.started(describe(origin))
@@ -159,7 +160,7 @@ def train(
             runtime=runtime,
             validate=lambda: validate(model, collator, dataset, schema, trainer_config.validation_anchors, runtime),
             log=to_both(log, track),
-            offending_path=run.offending_path,
+            offending_path=lambda: run.offending_path,
             keep=keeper,
             asked=asked,
             progress=progress,
@@ -187,16 +188,15 @@ def _keeper(
     restored: Restored | None,
 ) -> Keeper:
     """What writes the run's checkpoints; with the first one a new run takes its place."""
-    at_url = restored is not None
+    run.at_url = restored is not None
 
     def push() -> None:
         """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
-        nonlocal at_url
-        if at_url:
+        if run.at_url:
             on_main(output.try_update)
         else:
             _begin_at_url(run, log, config, output)
-        at_url = True
+        run.at_url = True
 
     def moved() -> CheckpointStore:
         take_place(run, log)

@@ -37,7 +37,7 @@ class Steps:
 
     Args:
         objective: losses of a batch. balancer: weighs them.
-        offending_path: where the batch goes that breaks the run.
+        offending_path: where the batch goes that breaks the run, asked when there is one.
         accumulate: batches of a step. pipeline: whether a GPU's next batch runs ahead.
         asked: whether this rank was asked to end; `is_asked` says of every rank whether any was.
         before_update: called in each step before tables change.
@@ -51,7 +51,7 @@ class Steps:
         objective: Objective,
         balancer: Balancer,
         runtime: Runtime,
-        offending_path: Path,
+        offending_path: Callable[[], str | Path],
         accumulate: int,
         pipeline: bool,
         asked: Callable[[], bool],
@@ -203,7 +203,7 @@ class Steps:
         *sums, asked = sum_over_ranks(torch.stack(told)).tolist()
         self.is_asked = self.is_asked or asked > 0
         values = {name: value / self._runtime.world_size for name, value in zip(losses, sums, strict=True)}
-        check_losses(values, batch, step + 1, self._offending_path, self._runtime.rank)
+        check_losses(values, batch, step + 1, self._offending_path(), self._runtime.rank)
         self.clock.mark("loss")
         return losses, values
 

@@ -91,7 +91,7 @@ class Progress(Protocol):
         """Training goes on after a step, from the checkpoint at `path`; `best` validation so far, or -inf."""
 
     def started(self, lines: Sequence[str]) -> None:
-        """What a new training takes of an earlier run."""
+        """What a person should know before the first step, if anything."""
 
 
 class Keep(Protocol):
@@ -134,7 +134,7 @@ class Trainer:
         objective: losses of a batch. balancer: weighs them.
         validate: metrics of the current model by "TASK/METRIC"; called on every rank, result used of rank 0.
         log: called on the main rank with step, kind and values.
-        offending_path: where the batch goes that breaks the run.
+        offending_path: where the batch goes that breaks the run, asked when there is one.
         keep: takes checkpoints; none are kept without it. asked: whether this rank was asked to end; what one rank was
             asked, all do, after the step that they are in.
     """
@@ -150,7 +150,7 @@ class Trainer:
         runtime: Runtime,
         validate: Callable[[], Metrics | None],
         log: Callable[[int, str, Metrics], None],
-        offending_path: Path,
+        offending_path: Callable[[], str | Path],
         keep: "Keep | None" = None,
         asked: Callable[[], bool] | None = None,
         progress: Progress | None = None,

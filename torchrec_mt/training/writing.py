@@ -11,7 +11,8 @@ from torchrec_mt.data.matching import keep_vocabularies
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.runs import DATASET, HELD, INIT, RunFolder, environment, write_atomic
+from torchrec_mt.environment import environment
+from torchrec_mt.runs import DATASET, HELD, INIT, RunFolder, write_atomic
 from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.tracking import Record
 

@@ -27,7 +27,7 @@ from torchrec_mt.distributed.layouts import (
     check_layout,
     leaves_a_rank_empty,
 )
-from torchrec_mt.distributed.planning import ShardingConfig, for_reading
+from torchrec_mt.distributed.planning import ShardingConfig, for_reading, told_of_few_rows, too_few_rows
 from torchrec_mt.distributed.table_optimizers import Adagrad, RowWiseAdagrad, Sgd, TableOptimizer
 from torchrec_mt.errors import UserError
 
@@ -227,3 +227,20 @@ def test_a_trained_model_is_read_where_its_layout_cannot_be(monkeypatch: pytest.
     assert kinds("cpu") == {**kept, "hosts": "auto", "uvm": "auto"}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert kinds("cuda") == {**kept, "hosts": "table_row_wise", "uvm": "row_wise"}
+
+
+def test_a_default_gives_way_where_rows_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On four ranks 9 rows fall into blocks of 3; on the two of a host, 1 row into one."""
+    default = RowWise(kind="row_wise", kernel="fused_uvm")
+    config, tables = ShardingConfig(default=default, tables={"named": "row_wise"}), {"few": 9, "named": 9, "all": 10}
+    assert too_few_rows(config, tables, world_size=4) == {"few": TableWise(kind="table_wise", kernel="fused_uvm")}
+    assert told_of_few_rows(config, tables, world_size=4) == [
+        "table few: 9 rows are too few for sharding.default = 'row_wise' on 4 ranks: 'table_wise' it is"
+    ]
+    assert too_few_rows(config, tables, world_size=1) == {}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name in ("table_row_wise", "grid"):
+        over_hosts = ShardingConfig(default=name)
+        assert too_few_rows(over_hosts, {"one": 1, "two": 2}, world_size=4) == {"one": TableWise(kind="table_wise")}
+    for name in ("auto", "data_parallel", "table_wise", "column_wise"):
+        assert too_few_rows(ShardingConfig(default=name), tables, world_size=4) == {}

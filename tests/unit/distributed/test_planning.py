@@ -42,11 +42,12 @@ def one_table(rows: int) -> torch.nn.Module:
     return embedding_collection([TableSpec(name="a", rows=rows, dim=16, keys=("a0",))], torch.device("meta"))
 
 
-def few_rows() -> str:
-    """What `auto` chooses for a table whose row-wise blocks would leave a rank without any."""
-    plan, _ = make_plan(
-        one_table(1), ShardingConfig(), pooling_factors={"a": [1.0]}, batch_size=10**6, device_type="cpu"
-    )
+def few_rows(config: ShardingConfig) -> str:
+    """What becomes of a table whose row-wise blocks would leave a rank without any."""
+    try:
+        plan, _ = make_plan(one_table(1), config, pooling_factors={"a": [1.0]}, batch_size=10**6, device_type="cpu")
+    except UserError as error:
+        return str(error)
     return str(describe_plan(plan)["a"]["sharding_type"])
 
 
@@ -71,7 +72,9 @@ def all_mistakes() -> dict[str, str]:
     found = {
         "different": said("row_wise" if rank else "table_wise"),
         "too large": said("row_wise", factors={"a": [1.0]}, module=one_table(10**12 if rank else 100)),
-        "few rows": few_rows(),
+        "few rows": few_rows(ShardingConfig()),
+        "few rows by default": few_rows(ShardingConfig(default="row_wise")),
+        "few rows by name": few_rows(ShardingConfig(tables={"a": "row_wise"})),
         "interrupted": interrupted(),
     }
     os.environ["LOCAL_WORLD_SIZE"] = "1" if rank else "2"  # two ranks of unlike hosts
@@ -91,6 +94,11 @@ def test_all_ranks_end_with_a_message() -> None:
     assert ranks[0]["too large"] == f"rank 1 failed: {ranks[1]['too large']}"
     assert {rank["interrupted"] for rank in ranks} == {"interrupted"}
     assert {rank["few rows"] for rank in ranks} == {"table_wise"}
+    assert {rank["few rows by default"] for rank in ranks} == {"table_wise"}
+    refused = ranks[0]["few rows by name"]
+    assert refused.startswith(
+        "sharding of table 'a' is 'row_wise', and its 1 rows in equal blocks for 2 ranks leave one"
+    )
     assert ranks[0]["hosts"].startswith(
         "sharding of table 'a' is 'table_row_wise', which lays tables on hosts, and all"
     )

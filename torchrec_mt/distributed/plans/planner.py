@@ -22,7 +22,7 @@ from torchrec_mt.distributed.layouts import (
     kernel_of,
     leaves_a_rank_empty,
 )
-from torchrec_mt.distributed.planning import ShardingConfig, make_sharder, table_shapes
+from torchrec_mt.distributed.planning import ShardingConfig, make_sharder, table_shapes, too_few_rows
 from torchrec_mt.distributed.plans.choices import Allowed, Cost, TableChoices
 from torchrec_mt.distributed.plans.clusters import Cluster
 from torchrec_mt.distributed.plans.estimates import enumerate_choices, topology_of
@@ -81,9 +81,15 @@ class Problem:
         """Rows and columns of each table."""
         return table_shapes(self.module)
 
+    def layout(self, table: str) -> Layout:
+        """What the config says of a table, but for a default that would leave ranks without rows of it."""
+        rows = {table: self.shapes()[table][0]}
+        few = too_few_rows(self.sharding, rows, world_size=self.cluster.world_size, hosts=self.hosts)
+        return few.get(table, self.sharding.of(table))
+
     def ways(self, table: str) -> tuple[tuple[str, str], ...]:
         """Sharding types and kernels that the search may choose from."""
-        return ways_of(self.sharding.of(table), rows=self.shapes()[table][0], hosts=self.hosts)
+        return ways_of(self.layout(table), rows=self.shapes()[table][0], hosts=self.hosts)
 
     def dense_bytes(self) -> int:
         """What the towers' parameters take on every rank while they are trained."""
@@ -210,7 +216,7 @@ def _allowed(problem: Problem) -> dict[str, Allowed]:
             "'text') in dataset.entities"
         )
     for table, lookups in problem.lookups.items():
-        layout, (rows, dim) = problem.sharding.of(table), shapes[table]
+        layout, (rows, dim) = problem.layout(table), shapes[table]
         check_layout(
             table,
             layout,

@@ -115,7 +115,7 @@ class Stuck:
     @property
     def helped_by_ranks(self) -> bool:
         """Whether more ranks could be of use: buffers do not get smaller by them, nor do some pieces."""
-        cluster, layout = self.problem.cluster, self.problem.sharding.of(self.table)
+        cluster, layout = self.problem.cluster, self.problem.layout(self.table)
         match layout:
             case TableWise() | DataParallel() | ColumnWise():
                 stays = True
@@ -149,7 +149,7 @@ def _tables(problem: Problem) -> Iterator[StuckTable]:
         if isinstance(part, EmbeddingBagCollection):
             for config in part.embedding_bag_configs():
                 name, rows, dim = config.name.removeprefix(TABLE_PREFIX), config.num_embeddings, config.embedding_dim
-                half, layout = config.data_type == DataType.FP16, problem.sharding.of(name)
+                half, layout = config.data_type == DataType.FP16, problem.layout(name)
                 size = rows * dim * (2 if half else 4) + 4 * _sums(problem.optimizer, rows, dim)
                 yield StuckTable(name=name, rows=rows, dim=dim, half=half, layout=layout, size=size)
 

@@ -192,7 +192,11 @@ def test_a_failed_judgement_leaves_nothing(dataset: PreparedDataset, tmp_path: P
     path = tmp_path / "evaluation/anchors.parquet"
     with pytest.raises(KeyboardInterrupt), writing_records(path, dataset, {}, METRICS, []):
         raise KeyboardInterrupt
-    assert not list(path.parent.iterdir())
+    assert not path.parent.exists()
+    path.parent.mkdir()
+    with pytest.raises(KeyboardInterrupt), writing_records(path, dataset, {}, METRICS, []):
+        raise KeyboardInterrupt
+    assert not list(path.parent.iterdir()), "the folder was there before"
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50])

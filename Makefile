@@ -9,7 +9,7 @@ STUB := requirements/stubs/fbgemm-gpu/pyproject.toml
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo bundlerec complete_journey icecat test test-slow lint format clean ablation bench-step bench-scale bench-peers bench-plan bench-topk
+.PHONY: help install demo bundlerec complete_journey icecat test test-slow lint format clean ablation bench-step bench-scale bench-peers bench-plan bench-balance bench-topk
 
 help: ## list the targets
 	@sed -nE 's/^([a-z_ -]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,6 +63,9 @@ bench-scale: $(STAMP) ## two ranks, rows to 10^8, checkpoints beside dd (minutes
 
 bench-plan: $(STAMP) ## our planner beside TorchRec's, 10 to 1,000 tables (two minutes; wants an idle machine)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_plan
+
+bench-balance: $(STAMP) ## what each method of balancing adds to a step (three minutes; wants an idle machine)
+	@$(BIN)/python -W ignore -m tests.benchmarks.bench_balance
 
 bench-topk: $(STAMP) ## exact top-k beside FAISS's flat index (minutes; wants an idle machine and 8 GiB)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_topk

@@ -9,7 +9,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.dataset import DIM, ROWS, bench_schema, write_bench_dataset
+from tests.benchmarks.dataset import DIM, ONE_TASK, ROWS, bench_schema, write_bench_dataset
 from tests.benchmarks.plain import PlainTraining, plain_batches
 from torchrec_mt.balancing.balancer import Balancer
 from torchrec_mt.balancing.config import BalancingConfig
@@ -75,10 +75,11 @@ class Ours:
         here: Runtime,
         *,
         dim: int = DIM,
+        tasks: Mapping[str, str] = ONE_TASK,
         sharding: ShardingConfig | None = None,
         keep: Keep | None = None,
     ) -> None:
-        schema, losses = bench_schema(dim), LossConfig(precision=precision)
+        schema, losses = bench_schema(dim, tasks), LossConfig(precision=precision)
         negatives, optim = NegativesConfig(sources=(InBatch(),)), OptimConfig()
         self.model, _ = build_model(
             dataset.manifest,

@@ -1,5 +1,6 @@
-"""A large one-task dataset written straight in prepared form: two entities, four tables of a million rows each."""
+"""A large dataset written straight in prepared form: two entities, four tables of a million rows each, some tasks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,13 @@ from torchrec_mt.schema import (
 )
 
 ROWS, DIM, TOKENS_PER_BAG = 1_000_000, 64, 5
+ONE_TASK = {"search": "query"}
+THREE_TASKS = {"search": "query", "similar": "product", "complement": "product"}
+"""Tasks and their anchors' entity; candidates are products."""
 
 
-def bench_schema(dim: int = DIM) -> Schema:
-    """query (id, words) -> product (id, words, brand); words share a table."""
+def bench_schema(dim: int = DIM, tasks: Mapping[str, str] = ONE_TASK) -> Schema:
+    """query (id, words) -> product (id, words, brand), or more tasks; words share a table."""
     words = TextFeature(kind="text", columns=("text",), table="words")
     return Schema(
         tables={name: Table(dim=dim) for name in ("query_id", "product_id", "words", "brand")},
@@ -51,22 +55,29 @@ def bench_schema(dim: int = DIM) -> Schema:
             ),
         },
         tasks={
-            "search": Task(
-                anchor="query",
+            name: Task(
+                anchor=anchor,
                 candidate="product",
-                pairs=GivenPairs(kind="given", path="c", anchor="q", candidate="p"),
+                pairs=GivenPairs(kind="given", path=name, anchor="a", candidate="p"),
             )
+            for name, anchor in tasks.items()
         },
         split=TimeSplit(kind="time"),
     )
 
 
 def write_bench_dataset(
-    path: Path, *, pairs: int = 1_000_000, rows: int = ROWS, words: int | None = None
+    path: Path,
+    *,
+    pairs: int = 1_000_000,
+    rows: int = ROWS,
+    words: int | None = None,
+    tasks: Mapping[str, str] = ONE_TASK,
 ) -> PreparedDataset:
-    """Queries evenly, products by a Zipf law (as clicks come), words evenly.
+    """Anchors evenly, candidates by a Zipf law (as clicks come), words evenly.
 
     Args:
+        pairs: of each task.
         rows: of every table. words: of the table of words, where it has others.
     """
     rng = np.random.default_rng(0)
@@ -88,20 +99,21 @@ def write_bench_dataset(
             assert declared.table is not None
             shape = (rows, int(declared.mean_bag))
             _write_bags(path / "store" / name, feature, shape, tables[declared.table], rng, own=feature == "id")
-    anchors, candidates = rng.integers(0, rows, pairs), popular(rng, pairs, rows)
-    _write_pairs(path, anchors, candidates, rows)
+    for name in tasks:
+        _write_pairs(path, name, rng.integers(0, rows, pairs), popular(rng, pairs, rows), rows)
     manifest = Manifest(
         name="bench",
         tables=tables,
         entities=infos,
         tasks={
-            "search": TaskInfo(
-                anchor="query",
+            name: TaskInfo(
+                anchor=anchor,
                 candidate="product",
                 trained_as=None,
                 pairs={"train": pairs, "valid": 0, "test": 0},
                 anchors={"train": rows, "valid": 0, "test": 0},
             )
+            for name, anchor in tasks.items()
         },
         split={},
         declaration={},
@@ -137,16 +149,16 @@ def _write_bags(
     np.save(folder / f"{feature}.values.npy", values.astype(np.int32))
 
 
-def _write_pairs(path: Path, anchors: np.ndarray, candidates: np.ndarray, rows: int) -> None:
+def _write_pairs(path: Path, name: str, anchors: np.ndarray, candidates: np.ndarray, rows: int) -> None:
     ones = np.ones(len(anchors), np.float32)
-    (path / "pairs/search").mkdir(parents=True)
+    (path / "pairs" / name).mkdir(parents=True)
     table = pa.table({"anchor": anchors, "candidate": candidates, "count": ones, "weight": ones, "grade": ones})
-    pq.write_table(table, path / "pairs/search/train.parquet", row_group_size=16_384)
+    pq.write_table(table, path / f"pairs/{name}/train.parquet", row_group_size=16_384)
     for end, ids in (("anchor", anchors), ("candidate", candidates)):
-        (path / "frequencies/search").mkdir(parents=True, exist_ok=True)
+        (path / "frequencies" / name).mkdir(parents=True, exist_ok=True)
         counts = pa.table({"train_count": np.bincount(ids, minlength=rows)})
-        pq.write_table(counts, path / f"frequencies/search/{end}s.parquet")
-    for name, owner, linked in (("candidates", anchors, candidates), ("anchors", candidates, anchors)):
+        pq.write_table(counts, path / f"frequencies/{name}/{end}s.parquet")
+    for end, owner, linked in (("candidates", anchors, candidates), ("anchors", candidates, anchors)):
         distinct = np.unique(owner * rows + linked)
         lengths = np.bincount(distinct // rows, minlength=rows)
-        write_links(path / "known/search", name, lengths, rows, [distinct % rows])
+        write_links(path / "known" / name, end, lengths, rows, [distinct % rows])

@@ -58,15 +58,16 @@ class CutVectors:
         gradients = torch.autograd.grad(loss, self._leaves, materialize_grads=True)
         torch.autograd.backward(self._given, gradients)
 
-    def gradients(self, losses: Mapping[str, Tensor], inside: Vectors, inputs: Sequence[Tensor]) -> Tensor:
-        """The gradient of each task's loss, gradient_TR: those of `inputs` one after the other. Collective.
+    def gradients(self, losses: Mapping[str, Tensor], inside: Vectors, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of all tasks' losses, gradient_TR of each of `inputs`. Collective.
 
         Args:
             inside: the vectors again, from inside DDP. inputs: what to go back to, weights or entity vectors.
         """
-        return torch.stack([self._gradient(loss, inside, inputs) for loss in losses.values()])
+        by_task = [self._gradients(loss, inside, inputs) for loss in losses.values()]
+        return [torch.stack([gradient.flatten() for gradient in tasks]) for tasks in zip(*by_task, strict=True)]
 
-    def _gradient(self, loss: Tensor, inside: Vectors, inputs: Sequence[Tensor]) -> Tensor:
+    def _gradients(self, loss: Tensor, inside: Vectors, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         at_vectors = torch.autograd.grad(loss, self._leaves, retain_graph=True, allow_unused=True)
         reached = [
             (vector, gradient)
@@ -74,10 +75,9 @@ class CutVectors:
             if gradient is not None
         ]
         outputs, gradients = zip(*reached, strict=True)
-        found = torch.autograd.grad(
+        return torch.autograd.grad(
             outputs, inputs, gradients, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return torch.cat([gradient.flatten() for gradient in found])
 
 
 class GramMatrix:
@@ -96,10 +96,10 @@ class GramMatrix:
         """Takes in a batch: before its backward."""
         match self._cut:
             case "vectors":
-                gradient_TR = cut.gradients(losses, inside, list(inside.entity.values()))
-                found = gradient_TR @ gradient_TR.T
+                by_entity = cut.gradients(losses, inside, list(inside.entity.values()))
+                found = torch.stack([gradient_TR @ gradient_TR.T for gradient_TR in by_entity]).sum(dim=0)
             case "tower":
-                found = cut.gradients(losses, inside, self._model.last_layers())
+                found = torch.cat(cut.gradients(losses, inside, self._model.last_layers()), dim=1)
         self._sum = found if self._sum is None else self._sum + found
         self._batches += 1
 

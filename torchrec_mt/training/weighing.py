@@ -29,7 +29,8 @@ class Weighing:
         self._told: dict[str, float] = {}
 
     def begin(self, step: int, *, logs: bool) -> None:
-        """
+        """Begins a step.
+
         Args:
             step: counted from 0. logs: whether the gradients are to be told of, too. That changes no weight.
         """

@@ -149,7 +149,7 @@ def two_digits(count: int) -> list[int]:
 
 def _batches(stuck: Stuck) -> Ladder:
     """Smaller batches, in 64 to 128 steps. Where even the smallest does not fit, batches are not the reason."""
-    step = max(1, 1 << stuck.batch_size.bit_length() - 7)
+    step = 1 << max(0, stuck.batch_size.bit_length() - 7)
     share = (stuck.room - stuck.piece.weights - stuck.piece.sums) / max(1, stuck.piece.buffers)
 
     def at(size: int) -> Change:

@@ -24,7 +24,7 @@ from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.indexes import FORMAT, entity_report, index_sentences, index_tables, merged_report
 from torchrec_mt.reporting.terminal import console, progress_bar
-from torchrec_mt.retrieval.encode import encode
+from torchrec_mt.retrieval.encode import Side, anchors_of, candidates_of, encode
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, judged_tasks, split_anchors, split_relevant
 from torchrec_mt.retrieval.index_grid import structures
 from torchrec_mt.retrieval.indexes import Questions, measure
@@ -82,6 +82,11 @@ def _earlier(path: Path) -> dict[str, Any]:
     return report if report.get("format") == FORMAT else {"entities": {}}
 
 
+def _space(entity: str, side: Side) -> str:
+    """What an index is called by: its entity, and its task where each has one of its own."""
+    return entity if side.task is None else f"{entity}@{side.task}"
+
+
 def _terms(config: EvaluateConfig, wish: float) -> dict[str, Any]:
     """What is asked for, and on which machine; on a rank of the job."""
     return {
@@ -123,13 +128,13 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
         )
         collator = Collator(dataset)
 
-        def vectors(entity: str, id_N: np.ndarray, task: str | None = None) -> torch.Tensor:
-            return encode(model, collator, entity, id_N, task=task, device=here.device).cpu()
+        def vectors(entity: str, id_N: np.ndarray, side: Side) -> torch.Tensor:
+            return encode(model, collator, entity, id_N, side=side, device=here.device).cpu()
 
         def asked(name: str) -> Questions:
             task, id_N = info[name], split_anchors(dataset, name, config.evaluate)
             return Questions(
-                anchor_BD=vectors(task.anchor, id_N, task.trained_as or name).numpy(),
+                anchor_BD=vectors(task.anchor, id_N, anchors_of(task.trained_as or name)).numpy(),
                 self_B=id_N if task.anchor == task.candidate else None,
                 relevant=split_relevant(dataset, name, config.evaluate),
             )
@@ -140,13 +145,15 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
             anchors = {name: len(one.anchor_BD) for name, one in questions.items()}
             return entity_report(exact, found, left_out, terms, candidates=len(candidate_ND), anchors=anchors)
 
-        entities = {}
-        for entity in dict.fromkeys(info[name].candidate for name in tasks):
-            questions = {name: asked(name) for name in tasks if info[name].candidate == entity}
-            candidate_ND = vectors(entity, np.arange(dataset.manifest.entities[entity].count))
-            entities[entity] = on_main(partial(measured, candidate_ND, questions))
+        entities, sides = {}, {name: candidates_of(model, task.trained_as or name) for name, task in info.items()}
+        spaces = {name: _space(task.candidate, sides[name]) for name, task in info.items()}
+        for space in dict.fromkeys(spaces[name] for name in tasks):
+            mine = [name for name in tasks if spaces[name] == space]
+            entity, side = info[mine[0]].candidate, sides[mine[0]]
+            candidate_ND = vectors(entity, np.arange(dataset.manifest.entities[entity].count), side)
+            entities[space] = on_main(partial(measured, candidate_ND, {name: asked(name) for name in mine}))
         report = {"format": FORMAT, "entities": entities}
-        merged = merged_report(earlier, report, {name: task.candidate for name, task in info.items()})
+        merged = merged_report(earlier, report, spaces)
         on_main(lambda: write_atomic(_path(run), json.dumps(merged, indent=1) + "\n"))
         return report if here.is_main else None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
@@ -20,7 +21,7 @@ from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.dataset import mined_table
 from torchrec_mt.reporting.terminal import console, progress_bar
-from torchrec_mt.retrieval.encode import encode
+from torchrec_mt.retrieval.encode import CANDIDATES, Side, anchors_of, candidates_of, encode
 from torchrec_mt.retrieval.mining import mine_task, of_all_ranks
 from torchrec_mt.runs import RunFolder
 from torchrec_mt.storage import Output
@@ -75,17 +76,20 @@ def mine_run(
             config.checkpoint,
             runtime=here,
         )
-        collator, mined, catalogues = Collator(dataset), {}, {}
+        collator, mined = Collator(dataset), {}
+        catalogues: dict[tuple[str, Side], Tensor] = {}
         for name, task in schema.trained_tasks.items():
-            if task.candidate not in catalogues:
+            space = task.candidate, candidates_of(model, name)
+            if space not in catalogues:
                 every = np.arange(dataset.manifest.entities[task.candidate].count)
-                catalogues[task.candidate] = encode(model, collator, task.candidate, every, device=here.device)
+                kept = catalogues if space[1] == CANDIDATES else {}
+                catalogues = kept | {space: encode(model, collator, space[0], every, side=space[1], device=here.device)}
             id_N = np.flatnonzero(dataset.anchor_frequencies(name))
-            anchor_ND = encode(model, collator, task.anchor, id_N, task=name, device=here.device)
+            anchor_ND = encode(model, collator, task.anchor, id_N, side=anchors_of(name), device=here.device)
             own = slice(*(len(id_N) * part // here.world_size for part in (here.rank, here.rank + 1)))
             found = mine_task(
                 anchor_ND[own],
-                catalogues[task.candidate],
+                catalogues[space],
                 id_N[own],
                 dataset.known_candidates(name),
                 anchors=dataset.manifest.entities[task.anchor].count,

@@ -6,7 +6,7 @@ tensorboard/         the same as events       checkpoints/    to go on from, and
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
 tracking.json        the run's id in a tracker
-held.json            bytes of tables by rank
+held.json            bytes of tables by rank      model.json      its size: parameters, products per pair
 vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 twins/TASK/          a run on that task alone       twins/comparison.json   what the run has more than those
@@ -35,9 +35,10 @@ DATASET = "dataset.json"
 TRACKING = "tracking.json"
 INIT = "init.json"
 HELD = "held.json"
+MODEL = "model.json"
 TRAINING = "training.json"
 _ENVIRONMENT = "environment.json"
-_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", HELD, "metrics.jsonl", TRAINING, TRACKING, INIT)
+_FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", HELD, MODEL, "metrics.jsonl", TRAINING, TRACKING, INIT)
 _FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "twins", "offending_batch")
 _EARLIER = ("model",)
 """What earlier versions wrote."""

@@ -18,6 +18,19 @@ OOV_ROW = 0
 TABLE_PREFIX = "table_"
 """What a table's name begins with inside modules: torch's own attributes ("items", "type") are names there already."""
 
+_OWN = "@"
+"""In no name of a dataset."""
+
+
+def own_table(table: str, task: str) -> str:
+    """The name of a task's own copy of a table."""
+    return f"{table}{_OWN}{task}"
+
+
+def declared_table(name: str) -> str:
+    """The dataset's table that a table of the model is, or is a task's own copy of."""
+    return name.partition(_OWN)[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:

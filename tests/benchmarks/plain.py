@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from tests.benchmarks.dataset import DIM, ROWS
 from torchrec_mt.data.dataset import PreparedDataset
-from torchrec_mt.models.towers import TaskConditioning, Tower
+from torchrec_mt.models.sharing.conditioned import TaskConditioning
+from torchrec_mt.models.sharing.parts import Sizes
+from torchrec_mt.models.towers import Tower
 
 
 class PlainTwoTower(nn.Module):
@@ -29,8 +31,9 @@ class PlainTwoTower(nn.Module):
         for table in self.tables.values():
             nn.init.normal_(table.weight, std=DIM**-0.5)
         shape = {"dim": DIM, "hidden": 128, "depth": 1, "dropout": 0.0}
+        sizes = Sizes(**shape, task_hidden=128, task_dim=16)
         self.query, self.product = Tower([DIM] * 2, 0, **shape), Tower([DIM] * 3, 0, **shape)
-        self.anchor = TaskConditioning(["search"], dim=DIM, hidden=128, task_dim=16, dropout=0.0)
+        self.anchor = TaskConditioning(["search"], sizes)
         self.log_inverse = nn.Parameter(-torch.tensor(0.07).log())
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

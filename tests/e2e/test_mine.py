@@ -17,7 +17,7 @@ from torchrec_mt.data.mined import MinedFolder
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import exit_code_of
 from torchrec_mt.mine import main as mine
-from torchrec_mt.retrieval.encode import encode
+from torchrec_mt.retrieval.encode import anchors_of, encode
 from torchrec_mt.runs import RunFolder
 from torchrec_mt.train import main as train
 from torchrec_mt.training.trained import load_run_model
@@ -69,7 +69,7 @@ def vectors(root: Path, run: Path, dataset: PreparedDataset, task: str) -> tuple
         )
         collator, entity = Collator(dataset), TASKS[task][0]
         anchors, products = (np.arange(dataset.manifest.entities[name].count) for name in (entity, "product"))
-        anchor_ND = encode(model, collator, entity, anchors, task=task, device=here.device)
+        anchor_ND = encode(model, collator, entity, anchors, side=anchors_of(task), device=here.device)
         return anchor_ND.double().numpy(), encode(
             model, collator, "product", products, device=here.device
         ).double().numpy()

@@ -21,7 +21,8 @@ from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
 from torchrec_mt.distributed.table_optimizers import Adagrad, RowWiseAdagrad, Sgd, TableOptimizer
 from torchrec_mt.distributed.table_state import Value, table_state
-from torchrec_mt.models.embeddings import TableSpec, embedding_collection
+from torchrec_mt.models.embeddings import embedding_collection
+from torchrec_mt.models.spec import TableSpec
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.schedule import CosineSchedule, rate_factor
 

@@ -15,7 +15,7 @@ from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.models.losses.config import LossConfig
 from torchrec_mt.models.two_tower import ModelConfig
-from torchrec_mt.retrieval.encode import Part, encode, encode_part
+from torchrec_mt.retrieval.encode import Part, anchors_of, encode, encode_part
 from torchrec_mt.retrieval.rank import ShardedCatalogue, rank_anchors
 from torchrec_mt.retrieval.topk import exact_topk
 from torchrec_mt.training.assemble import build_model
@@ -67,7 +67,7 @@ def encode_in_parts(folder: str, kind: str) -> dict[str, Any]:
     collator, every = Collator(dataset), np.arange(PRODUCTS)
     whole_ND = encode(model, collator, "product", every, device=CPU, block=7)
     part = encode_part(model, collator, "product", every, device=CPU, block=7, folder=Path(folder))
-    anchor_ND = encode(model, collator, "query", np.array([3, 1, 4]), task="find", device=CPU, block=2)
+    anchor_ND = encode(model, collator, "query", np.array([3, 1, 4]), side=anchors_of("find"), device=CPU, block=2)
     return {"whole": whole_ND, "first": part.first, "part": part.vector_PD.clone(), "anchors": anchor_ND}
 
 

@@ -5,26 +5,14 @@ step: with an optimizer fused into its backward every lookup would be an update.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.modules.embedding_configs import DataType
 
+from torchrec_mt.models.spec import Lookup, TableSpec, names_of_lookups
 from torchrec_mt.schema import TABLE_PREFIX
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableSpec:
-    """One embedding table as the model needs it: rows, width, the keys that read it, and the dtype of its rows."""
-
-    name: str
-    rows: int
-    dim: int
-    keys: tuple[str, ...]
-    dtype: Literal["float32", "float16"] = "float32"
 
 
 def embedding_collection(tables: Sequence[TableSpec], device: torch.device) -> EmbeddingBagCollection:
@@ -65,25 +53,29 @@ class Embeddings(nn.Module):
     """Looks up all keys once and hands each entity its own features.
 
     Args:
-        keys: per entity, the keys that hold its sparse features, in tower order.
+        lookups: per entity, those of its sparse features, in tower order.
     """
 
-    def __init__(self, tables: Sequence[TableSpec], keys: Mapping[str, Sequence[str]], device: torch.device) -> None:
+    def __init__(
+        self, tables: Sequence[TableSpec], lookups: Mapping[str, Sequence[Lookup]], device: torch.device
+    ) -> None:
         super().__init__()
         self.collection = embedding_collection(tables, device)
-        self._keys = {entity: list(names) for entity, names in keys.items()}
+        names = names_of_lookups(tables)
+        self._names = {entity: [names[lookup] for lookup in wanted] for entity, wanted in lookups.items()}
 
     def forward(self, features: KeyedJaggedTensor, ranges: Mapping[str, tuple[int, int]]) -> dict[str, list[Tensor]]:
         """pooled_ED of each sparse feature of each entity named in `ranges` (rows [start, stop) of the batch)."""
         return self.by_entity(self.look_up(features), ranges)
 
     def look_up(self, features: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """pooled_ED of each key."""
+        """pooled_ED of each lookup, by TorchRec's name of it."""
         # By name: under table-wise sharding the columns of the output are ordered by rank.
         return self.collection(features).to_dict()
 
     def by_entity(self, pooled: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, int]]) -> dict[str, list[Tensor]]:
-        """The features of each entity named in `ranges`, from those of the keys."""
+        """The features of each entity named in `ranges`, from `look_up`'s."""
         return {
-            entity: [pooled[key][start:stop] for key in self._keys[entity]] for entity, (start, stop) in ranges.items()
+            entity: [pooled[name][start:stop] for name in self._names[entity]]
+            for entity, (start, stop) in ranges.items()
         }

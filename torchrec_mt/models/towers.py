@@ -1,17 +1,22 @@
-"""Towers: features of an entity -> one vector; and the anchor side's conditioning on the task.
+"""Towers: features of an entity -> one vector.
 
-Second stage of the model. All are residual around an identity path whose start is the plain sum of feature vectors: an
-untrained model already scores by shared tokens, and training learns what to add.
+Second stage of the model; what tasks share and what each has of its own is in sharing/. All are residual around an
+identity path whose start is the plain sum of feature vectors: an untrained model already scores by shared tokens, and
+training learns what to add.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+M = TypeVar("M", bound=nn.Module)
 
-def _zeroed(linear: nn.Linear) -> nn.Linear:
+
+def zeroed(linear: nn.Linear) -> nn.Linear:
+    """The layer with weights and bias of 0."""
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
@@ -35,16 +40,24 @@ def in_slices(function: Callable[..., Tensor], at_once: int, *inputs: Tensor) ->
     return torch.cat([checkpoint(function, *parts, use_reentrant=False) for parts in slices])
 
 
-class ByName(nn.Module):
+def product_flops(*modules: nn.Module) -> int:
+    """Multiplications and additions of the matrix products that each row takes in modules which run once a row: 2mn of
+    a layer m x n."""
+    return sum(
+        2 * part.weight.numel() for module in modules for part in module.modules() if isinstance(part, nn.Linear)
+    )
+
+
+class ByName(nn.Module, Generic[M]):
     """Modules by names that a user chose; `nn.ModuleDict` refuses its own attributes: "items", "train", "values"."""
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, M]) -> None:
         super().__init__()
         for name, module in modules.items():
             self.add_module(f"of_{name}", module)
 
-    def __getitem__(self, name: str) -> nn.Module:
-        return self.get_submodule(f"of_{name}")
+    def __getitem__(self, name: str) -> M:
+        return cast("M", self.get_submodule(f"of_{name}"))
 
 
 class ResidualMLP(nn.Module):
@@ -54,11 +67,15 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, hidden)
-        self.down = _zeroed(nn.Linear(hidden, dim))
+        self.down = zeroed(nn.Linear(hidden, dim))
         self.dropout = nn.Dropout(dropout)
 
+    def added(self, x_ED: Tensor) -> Tensor:
+        """What the block adds to the identity path."""
+        return self.down(self.dropout(nn.functional.gelu(self.up(self.norm(x_ED)))))
+
     def forward(self, x_ED: Tensor) -> Tensor:
-        return x_ED + self.down(self.dropout(nn.functional.gelu(self.up(self.norm(x_ED)))))
+        return x_ED + self.added(x_ED)
 
 
 class Tower(nn.Module):
@@ -94,27 +111,3 @@ class Tower(nn.Module):
         for gain, index in zip(self.gain_F, self._direct, strict=True):
             x_ED = x_ED + gain * sparse[index]
         return self.blocks(x_ED)
-
-
-class TaskConditioning(nn.Module):
-    """Turns an entity's vector into the anchor of a task: FiLM by the task's embedding, then the task's own residual
-    block.
-
-    FiLM (Perez et al., AAAI 2018): scale and shift computed from a task embedding, starting at 1 and 0. The own block
-    makes the anchor side directed: what a phone asks for (a case) is not what the phone is.
-
-    Args:
-        tasks: names of the tasks. dim: width D. hidden: width of a task's own block. task_dim: width of a task
-            embedding.
-    """
-
-    def __init__(self, tasks: Sequence[str], *, dim: int, hidden: int, task_dim: int, dropout: float) -> None:
-        super().__init__()
-        self._row = {task: row for row, task in enumerate(tasks)}
-        self.task_TD = nn.Parameter(torch.randn(len(tasks), task_dim) * task_dim**-0.5)
-        self.film = _zeroed(nn.Linear(task_dim, 2 * dim))
-        self.own = ByName({task: ResidualMLP(dim, hidden, dropout) for task in tasks})
-
-    def forward(self, x_BD: Tensor, task: str) -> Tensor:
-        scale_D, shift_D = self.film(self.task_TD[self._row[task]]).chunk(2)
-        return self.own[task](x_BD * (1 + scale_D) + shift_D)

@@ -51,7 +51,8 @@ def merged_report(
     What stood there of other settings, or of a catalogue of another size, goes with the call's entity.
 
     Args:
-        earlier: the file so far. report: of the call. entity_of: the candidate entity of each task there is, in order.
+        earlier: the file so far. report: of the call. entity_of: the candidate entity of each task there is, in order;
+            ENTITY@TASK where candidates have a vector per task.
     """
     entities = {}
     for name in dict.fromkeys(entity_of.values()):

@@ -7,22 +7,46 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.distributed.collectives import gather, max_over_ranks, rank_and_size, sum_over_ranks
 from torchrec_mt.distributed.sharding import pad_rows
 from torchrec_mt.errors import UserError
+from torchrec_mt.models.two_tower import TwoTower
 
-Vectors = Callable[[str, np.ndarray, str | None], np.ndarray]
-"""Entity, rows and task (None: as candidates) -> vector_MD. Called on every rank."""
+Vectors = Callable[[str, np.ndarray, "Side"], np.ndarray]
+"""Entity, rows and side -> vector_MD. Called on every rank."""
 
 BLOCK = 4096
 """Entities of a forward pass. Passes hold the same entities on any number of ranks, so their bits are the same (unless
 tables are split by row: then parts of a bag are summed in another order)."""
+
+
+class Side(NamedTuple):
+    """As what entities are encoded: candidates of all tasks, or anchors or candidates of a task."""
+
+    task: str | None = None
+    anchors: bool = False
+
+
+CANDIDATES = Side()
+
+
+def anchors_of(task: str) -> Side:
+    """The anchors of a task."""
+    return Side(task, anchors=True)
+
+
+def candidates_of(model: nn.Module, task: str) -> Side:
+    """The candidates of a task: those of all tasks, unless the model gives candidates a vector per task."""
+    two_tower = next((module for module in model.modules() if isinstance(module, TwoTower)), None)
+    return Side(task) if two_tower is not None and two_tower.per_task_candidates else CANDIDATES
 
 
 @dataclass(frozen=True)
@@ -39,13 +63,13 @@ def encode_part(
     entity: str,
     id_N: np.ndarray,
     *,
-    task: str | None = None,
+    side: Side = CANDIDATES,
     device: torch.device,
     block: int = BLOCK,
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Part:
-    """Unit vectors of this rank's part of the entities, as candidates (task None) or as anchors of a task.
+    """Unit vectors of this rank's part of the entities.
 
     Ranks take runs of whole blocks, in rank order. Called on every rank.
 
@@ -69,8 +93,7 @@ def encode_part(
             # Every rank takes part in every pass; one without a block of its own left repeats the first.
             start = int(own[number]) if number < len(own) else 0
             ids = id_N[start : start + block]
-            vectors = model(pad_rows(collator.entities(entity, ids).to(device)), {} if task is None else {task: entity})
-            block_ED = vectors.negative[entity] if task is None else vectors.anchor[task]
+            block_ED = _encoded(model, pad_rows(collator.entities(entity, ids).to(device)), entity, side)
             if vector_PD is None:
                 vector_PD = _room(rows, block_ED.shape[1], device, folder)
             if number < len(own):
@@ -82,7 +105,8 @@ def encode_part(
     part = Part(first, vector_PD)
     broken, position = _not_finite(part, len(id_N), device, block)
     if broken:
-        what = entity if task is None else f"{entity}, as anchors of '{task}'"
+        kind = "anchors" if side.anchors else "candidates"
+        what = entity if side.task is None else f"{entity}, as {kind} of '{side.task}'"
         raise UserError(
             f"{broken} of {len(id_N)} vectors of {what} are no finite numbers, the first that of "
             f"'{collator.id_of(entity, int(id_N[position]))}': the weights have diverged; train again with a lower "
@@ -92,19 +116,30 @@ def encode_part(
     return part
 
 
+def _encoded(model: nn.Module, batch: Batch, entity: str, side: Side) -> Tensor:
+    if side.task is None:
+        vectors_ED: Tensor = model(batch, {}).negative[entity]
+        return vectors_ED
+    if side.anchors:
+        vectors_ED = model(batch, {side.task: entity}).anchor[side.task]
+        return vectors_ED
+    vectors_ED = model(batch, {}, candidates_of={side.task: entity}).candidate[side.task]
+    return vectors_ED
+
+
 def encode(
     model: nn.Module,
     collator: Collator,
     entity: str,
     id_N: np.ndarray,
     *,
-    task: str | None = None,
+    side: Side = CANDIDATES,
     device: torch.device,
     block: int = BLOCK,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """The vectors of all parts, in the order of id_N, on every rank: vector_ND. Otherwise as `encode_part`."""
-    own = encode_part(model, collator, entity, id_N, task=task, device=device, block=block, progress=progress)
+    own = encode_part(model, collator, entity, id_N, side=side, device=device, block=block, progress=progress)
     _, world_size = rank_and_size()
     blocks = [len(part) for part in _starts(len(id_N), block, world_size)]
     longest = max(blocks) * block
@@ -116,8 +151,8 @@ def encode(
 def vectors_of(model: nn.Module, collator: Collator, device: torch.device) -> Vectors:
     """Vectors of a few chosen rows, encoded again: what lies in parts on ranks is not asked."""
 
-    def vectors(entity: str, row_M: np.ndarray, task: str | None) -> np.ndarray:
-        return encode(model, collator, entity, row_M, task=task, device=device).cpu().numpy()
+    def vectors(entity: str, row_M: np.ndarray, side: Side) -> np.ndarray:
+        return encode(model, collator, entity, row_M, side=side, device=device).cpu().numpy()
 
     return vectors
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.distributed.collectives import gather, rank_and_size, sum_over_ranks
-from torchrec_mt.retrieval.encode import Part, encode, encode_part
+from torchrec_mt.retrieval.encode import Part, Side, anchors_of, candidates_of, encode, encode_part
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
 from torchrec_mt.retrieval.excluded import Excluded
 from torchrec_mt.retrieval.keys import best_keys, scores_and_rows, shifted_keys
@@ -102,7 +102,8 @@ def model_rankers(
     folder: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, ModelRanker]:
-    """A ranker per task: each catalogue is encoded once, then every task's anchors. Called on every rank.
+    """A ranker per task: each catalogue is encoded once (once a task, where candidates have a vector per task), then
+    every task's anchors. Called on every rank.
 
     Args:
         depths: how deep each task's anchors are ranked. folder: where catalogues' vectors lie in files; none is memory.
@@ -113,22 +114,32 @@ def model_rankers(
         return None if progress is None else lambda done, total: progress(what, done, total)
 
     info = dataset.manifest.tasks
-    catalogues = {}
-    for entity in dict.fromkeys(info[name].candidate for name in tasks):
-        every = np.arange(dataset.manifest.entities[entity].count)
-        part = encode_part(model, collator, entity, every, device=device, folder=folder, progress=told(entity))
-        catalogues[entity] = ShardedCatalogue(part, device)
-    rankers = {}
+    spaces: dict[tuple[str, Side], list[str]] = {}
     for name in tasks:
-        task, id_N, anchors = info[name], split_anchors(dataset, name, config), f"{name} anchors"
-        as_task = task.trained_as or name
-        anchor_ND = encode(model, collator, task.anchor, id_N, task=as_task, device=device, progress=told(anchors))
-        rankers[name] = rank_anchors(
-            anchor_ND,
-            id_N,
-            catalogues[task.candidate],
-            depths[name],
-            exclude_self=task.anchor == task.candidate,
-            progress=told(f"{name} ranking"),
-        )
-    return rankers
+        side = candidates_of(model, info[name].trained_as or name)
+        spaces.setdefault((info[name].candidate, side), []).append(name)
+    rankers = {}
+    for (entity, side), names in spaces.items():
+        every, what = np.arange(dataset.manifest.entities[entity].count), entity
+        if side.task is not None:
+            what = f"{entity} of {side.task}"
+        part = encode_part(model, collator, entity, every, side=side, device=device, folder=folder, progress=told(what))
+        catalogue = ShardedCatalogue(part, device)
+        for name in names:
+            task, id_N, anchors = (
+                info[name],
+                split_anchors(dataset, name, config),
+                anchors_of(info[name].trained_as or name),
+            )
+            anchor_ND = encode(
+                model, collator, task.anchor, id_N, side=anchors, device=device, progress=told(f"{name} anchors")
+            )
+            rankers[name] = rank_anchors(
+                anchor_ND,
+                id_N,
+                catalogue,
+                depths[name],
+                exclude_self=task.anchor == task.candidate,
+                progress=told(f"{name} ranking"),
+            )
+    return {name: rankers[name] for name in tasks}

@@ -16,7 +16,7 @@ import numpy as np
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.cosines import cosines_json
-from torchrec_mt.retrieval.encode import Vectors
+from torchrec_mt.retrieval.encode import Side, Vectors, anchors_of
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors, split_relevant
 from torchrec_mt.retrieval.layout import agreement, nearest, plane
 from torchrec_mt.retrieval.metrics import Relevant, hits_of
@@ -177,20 +177,25 @@ def _right(ranked_BK: np.ndarray, relevant: Relevant) -> np.ndarray:
 
 
 def encode_chosen(
-    dataset: PreparedDataset, chosen: Chosen, vectors: Vectors
+    dataset: PreparedDataset, chosen: Chosen, vectors: Vectors, sides: Mapping[str, Side]
 ) -> tuple[dict[str, Encoded], dict[str, Encoded]]:
-    """Vectors of all that was chosen: anchors by task, candidates by entity. Called on every rank."""
+    """Vectors of all that was chosen, by task: anchors, and candidates. Called on every rank.
+
+    Args:
+        sides: as what each task's candidates are encoded (`candidates_of`); tasks of one side share their vectors.
+    """
     info = dataset.manifest.tasks
-    anchors, candidates = {}, {}
+    anchors, candidates = dict[str, Encoded](), dict[str, Encoded]()
     for name, task in chosen.tasks.items():
         rows = np.union1d(task.anchor_B, task.shown_S)
-        anchors[name] = Encoded(rows, vectors(info[name].anchor, rows, info[name].trained_as or name))
-    for entity, mapped in chosen.mapped.items():
-        mine = [task for name, task in chosen.tasks.items() if info[name].candidate == entity]
-        every = [part.ravel() for task in mine for part in (task.right_R, task.wrong_B, task.list_SK)]
-        rows = np.unique(np.concatenate([mapped, *every]))
+        anchors[name] = Encoded(rows, vectors(info[name].anchor, rows, anchors_of(info[name].trained_as or name)))
+    for entity, side in dict.fromkeys((info[name].candidate, sides[name]) for name in chosen.tasks):
+        mine = [name for name in chosen.tasks if (info[name].candidate, sides[name]) == (entity, side)]
+        tasks = [chosen.tasks[name] for name in mine]
+        every = [part.ravel() for task in tasks for part in (task.right_R, task.wrong_B, task.list_SK)]
+        rows = np.unique(np.concatenate([chosen.mapped[entity], *every]))
         rows = rows[rows >= 0]
-        candidates[entity] = Encoded(rows, vectors(entity, rows, None))
+        candidates |= dict.fromkeys(mine, Encoded(rows, vectors(entity, rows, side)))
     return anchors, candidates
 
 
@@ -205,12 +210,13 @@ def samples_json(
     """What `samples.json` holds, see docs/evaluation.md.
 
     Args:
-        anchors, candidates: see `encode_chosen`. run: its name.
+        anchors, candidates: see `encode_chosen`; the map of an entity is that of its first task. run: its name.
     """
     info, entities = dataset.manifest.tasks, dataset.manifest.entities
     cosines, lists = {}, {}
+    first = {info[name].candidate: name for name in reversed(chosen.tasks)}
     for name, task in chosen.tasks.items():
-        found, own = candidates[info[name].candidate], anchors[name]
+        found, own = candidates[name], anchors[name]
         mapped_ND = found.of(chosen.mapped[info[name].candidate])
         anchor_BD = own.of(task.anchor_B)
         right_R = np.einsum("rd,rd->r", anchor_BD[task.owner_R], found.of(task.right_R))
@@ -244,7 +250,9 @@ def samples_json(
             }
             for entity, rows in chosen.shown.items()
         ],
-        "maps": {entity: _map(dataset, entity, rows, candidates[entity]) for entity, rows in chosen.mapped.items()},
+        "maps": {
+            entity: _map(dataset, entity, rows, candidates[first[entity]]) for entity, rows in chosen.mapped.items()
+        },
     }
 
 

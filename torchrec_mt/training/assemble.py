@@ -1,5 +1,7 @@
 """From a prepared dataset and configs to a sharded model: where data's vocabulary becomes the model's."""
 
+from dataclasses import replace
+
 import torch
 from torchrec.distributed import DistributedModelParallel
 
@@ -13,14 +15,21 @@ from torchrec_mt.distributed.runtime import Runtime, seed_everything
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, shard
 from torchrec_mt.distributed.table_optimizers import TableOptimizer
 from torchrec_mt.errors import UserError
-from torchrec_mt.models.embeddings import TableSpec
 from torchrec_mt.models.losses.config import BceLoss, LossConfig
-from torchrec_mt.models.two_tower import EntitySpec, ModelConfig, ModelSpec, TwoTower
+from torchrec_mt.models.sharing.choice import Sharing
+from torchrec_mt.models.sharing.conditioned import Conditioned
+from torchrec_mt.models.size import ModelSize, matched, model_size
+from torchrec_mt.models.spec import EntitySpec, ModelSpec, TableSpec, with_own_tables
+from torchrec_mt.models.two_tower import ModelConfig, TwoTower
 from torchrec_mt.schema import Schema
 
 
-def model_spec(manifest: Manifest, schema: Schema, losses: LossConfig) -> ModelSpec:
-    """Tables, towers, tasks and biases that the dataset and the losses demand."""
+def model_spec(manifest: Manifest, schema: Schema, losses: LossConfig, sharing: Sharing | None = None) -> ModelSpec:
+    """Tables, towers, tasks and biases that the dataset and the losses demand, and tables of single tasks.
+
+    Args:
+        sharing: decides whose tables there are; one set for all tasks where None.
+    """
     slots = assign_slots(manifest)
     dims = {name: schema.tables[name].dim for name in manifest.tables}
     entities = {}
@@ -32,7 +41,7 @@ def model_spec(manifest: Manifest, schema: Schema, losses: LossConfig) -> ModelS
             widths=tuple(dims[slot.table] for slot in mine),
             dense_dim=sum(feature.width for feature in info.features.values() if feature.table is None),
         )
-    return ModelSpec(
+    spec = ModelSpec(
         tables=tuple(
             TableSpec(
                 name=name,
@@ -47,6 +56,18 @@ def model_spec(manifest: Manifest, schema: Schema, losses: LossConfig) -> ModelS
         tasks={name: (task.anchor, task.candidate) for name, task in schema.trained_tasks.items()},
         biased=tuple(name for name in schema.trained_tasks if isinstance(losses.of(name), BceLoss)),
     )
+    sharing = sharing or Conditioned()
+    return with_own_tables(spec, shared=sharing.shared_tables, own=sharing.own_tables)
+
+
+def sharding_of_tables(sharding: ShardingConfig, spec: ModelSpec) -> ShardingConfig:
+    """The config with a layout for each table of single tasks: its own, or that of the table it is a copy of."""
+    named = sharding.tables
+    tables = {name: layout for name, layout in named.items() if name not in spec.vocabularies.values()}
+    for name, vocabulary in spec.vocabularies.items():
+        if name in named or vocabulary in named:
+            tables[name] = named.get(name, named.get(vocabulary, sharding.default))
+    return replace(sharding, tables=tables)
 
 
 def check_tables(spec: ModelSpec, model_config: ModelConfig, sharding: ShardingConfig) -> None:
@@ -61,19 +82,18 @@ def check_tables(spec: ModelSpec, model_config: ModelConfig, sharding: ShardingC
     for table in spec.tables:
         if table.dtype != "float32" and isinstance(sharding.of(table.name), DataParallel):
             raise UserError(
-                f'dataset.tables.{table.name}.dtype = "{table.dtype}", but replicated tables are float32, as their '
-                "gradients are: leave dtype out, or shard the table another way (sharding.tables)"
+                f'dataset.tables.{table.vocabulary}.dtype = "{table.dtype}", but replicated tables are float32, as '
+                "their gradients are: leave dtype out, or shard the table another way (sharding.tables)"
             )
 
 
-def pooling_factors(manifest: Manifest) -> dict[str, list[float]]:
+def pooling_factors(manifest: Manifest, spec: ModelSpec) -> dict[str, list[float]]:
     """Per table, mean lookups per row of the batch for each key that reads it (the planner's input)."""
-    factors: dict[str, list[float]] = {table: [] for table in manifest.tables}
-    for slot in assign_slots(manifest):
-        factors[slot.table].append(
-            max(manifest.entities[entity].features[feature].mean_bag for entity, feature in slot.features.items())
-        )
-    return factors
+    mean = {
+        slot.key: max(manifest.entities[entity].features[feature].mean_bag for entity, feature in slot.features.items())
+        for slot in assign_slots(manifest)
+    }
+    return {table.name: [mean[key] for key in table.keys] for table in spec.tables}
 
 
 def build_model(
@@ -99,7 +119,8 @@ def build_model(
     Raises:
         UserError: a temperature for a task that is not trained; tables that cannot be planned; replicated float16.
     """
-    spec = model_spec(manifest, schema, losses)
+    spec = model_spec(manifest, schema, losses, model_config.sharing)
+    model_config, sharding = matched(spec, model_config), sharding_of_tables(sharding, spec)
     check_tables(spec, model_config, sharding)
     seed_everything(seed)
     model = TwoTower(spec, model_config, device=runtime.device, table_device=torch.device("meta"))
@@ -107,7 +128,7 @@ def build_model(
     sharding_plan, plan = make_plan(
         model,
         sharding,
-        pooling_factors=pooling_factors(manifest),
+        pooling_factors=pooling_factors(manifest, spec),
         batch_size=batch_rows,
         device_type=runtime.device.type,
         optimizer=table_optimizer,
@@ -117,3 +138,9 @@ def build_model(
     # Shards are initialised on their own ranks: with one seed for all, shards of a table would repeat each other.
     seed_everything(seed + 1 + runtime.rank)
     return shard(model, sharding_plan, runtime.device, sharding.communication), plan
+
+
+def size_of(manifest: Manifest, schema: Schema, model_config: ModelConfig, losses: LossConfig) -> ModelSize:
+    """The size of the model that `build_model` builds."""
+    spec = model_spec(manifest, schema, losses, model_config.sharing)
+    return model_size(spec, matched(spec, model_config))

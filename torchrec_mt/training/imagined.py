@@ -15,9 +15,10 @@ from torchrec_mt.distributed.plans.planner import Problem
 from torchrec_mt.distributed.plans.reading import read_plan
 from torchrec_mt.distributed.sharding import fuse_table_optimizer
 from torchrec_mt.models.losses.config import LossConfig
+from torchrec_mt.models.size import matched
 from torchrec_mt.models.two_tower import ModelConfig, TwoTower
 from torchrec_mt.schema import Schema
-from torchrec_mt.training.assemble import check_tables, model_spec, pooling_factors
+from torchrec_mt.training.assemble import check_tables, model_spec, pooling_factors, sharding_of_tables
 from torchrec_mt.training.optim import OptimConfig
 
 
@@ -72,7 +73,8 @@ def imagined_problem(
     Raises:
         UserError: what the model or its tables cannot be, no plan where `sharding.plan` says.
     """
-    spec = model_spec(manifest, schema, losses)
+    spec = model_spec(manifest, schema, losses, model_config.sharing)
+    model_config, sharding = matched(spec, model_config), sharding_of_tables(sharding, spec)
     check_tables(spec, model_config, sharding)
     model = TwoTower(spec, model_config, device=torch.device("meta"))
     fuse_table_optimizer(model.embeddings, optim.table_rate, optim.tables)
@@ -80,7 +82,7 @@ def imagined_problem(
         module=model,
         sharding=sharding,
         cluster=cluster,
-        lookups=pooling_factors(manifest),
+        lookups=pooling_factors(manifest, spec),
         batch_rows=rows,
         optimizer=optim.tables,
         averages=optim.ema is not None,

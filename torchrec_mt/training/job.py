@@ -23,7 +23,7 @@ from torchrec_mt.runs import TRAINING, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.storage import Output
 from torchrec_mt.training.agreement import check_sources, pair_rules
-from torchrec_mt.training.assemble import build_model
+from torchrec_mt.training.assemble import build_model, size_of
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
 from torchrec_mt.training.held import held_by_ranks
@@ -35,8 +35,9 @@ from torchrec_mt.training.keeper import (
     remove_checkpoints,
 )
 from torchrec_mt.training.metrics_log import MetricsLog
-from torchrec_mt.training.objective import Objective, TaskSides
+from torchrec_mt.training.objective import TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
+from torchrec_mt.training.own_candidates import objective_for
 from torchrec_mt.training.run_state import Restored, RunState
 from torchrec_mt.training.tracking import check_tracking, tracked
 from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
@@ -81,8 +82,7 @@ def train(
     """Trains into the run folder, on every rank. Returns what happened.
 
     Nothing is written before all is known to fit. A run that replaces an earlier one takes its place with its first
-    checkpoint; if it fails before, the earlier one is as it was. The copy of a URL takes its place there right before
-    its first checkpoint, which goes to the URL by itself, as all of them do.
+    checkpoint; if it fails before, the earlier one is as it was. A URL's copy takes its place there right before it.
 
     Args:
         output: what pushes the run folder to its URL.
@@ -127,8 +127,11 @@ def train(
         averages=optim.ema is not None,
     )
 
+    size = size_of(dataset.manifest, schema, model_config, losses)
+    progress.started([size.text()])
     optimizers = Optimizers(optim, model, steps)
-    objective = Objective(task_sides(dataset.manifest, schema), losses, negatives, runtime.device)
+    sides = task_sides(dataset.manifest, schema)
+    objective = objective_for(model_config.sharing, sides, losses, negatives, runtime.device)
     state = RunState(model, optimizers, objective, balancer, reader, runtime, seed=seed, batches_per_step=accumulate)
     restored = state.restore(store, newest, trainer_config.patience) if newest else None
     if restored:
@@ -140,13 +143,12 @@ def train(
     origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
     if origin:
         progress.started(describe(origin))
-
     held = held_by_ranks(model, optimizers, runtime.device)
     after = restored.step if restored else 0
     tags = {"dataset_digest": dataset.manifest.digest, "run": run.url or str(run.place.resolve()), **versions()}
     with (
         _telling_how_to_go_on(run, checkpoint),
-        writing(run, config_json, dataset, plan, held, runtime, after=after, origin=origin) as log,
+        writing(run, config_json, dataset, plan, held, size, runtime, after=after, origin=origin) as log,
         tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
     ):
         keeper = _keeper(checkpoint, state, store, run, log, output, restored)

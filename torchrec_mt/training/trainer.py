@@ -91,7 +91,7 @@ class Progress(Protocol):
         """Training goes on after a step, from the checkpoint at `path`; `best` validation so far, or -inf."""
 
     def started(self, lines: Sequence[str]) -> None:
-        """What a person should know before the first step, if anything."""
+        """What a training begins with: the model, what it takes of an earlier run."""
 
 
 class Keep(Protocol):

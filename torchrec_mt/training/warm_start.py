@@ -8,7 +8,7 @@ needed, and no rank holds more of its tables than a block of rows.
 Legend: K rows found again, R rows of a block, D columns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.pieces import Pieces
 from torchrec_mt.distributed.table_state import LoadReport, load_tables, table_layout, table_state
 from torchrec_mt.errors import UserError
+from torchrec_mt.models.two_tower import TwoTower
 from torchrec_mt.training.checkpoints.layout import DTYPE_NAMES
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.keeper import BEST
@@ -63,13 +64,14 @@ def warm_start(
     store = CheckpointStore(earlier.checkpoints, keep=1)
     try:
         found = store.load({}, mark=BEST, partial=True)
-        rows = dataset.manifest.tables
+        vocabularies = _vocabularies(model)
+        rows = {name: dataset.manifest.tables[vocabulary] for name, vocabulary in vocabularies.items()}
         saved: dict[str, dict[str, Any]] = found.state["layout"]
         _check_dims(model, optimizers, saved, earlier)
         report = load_tables(
             model,
             {name: told | {"rows": rows.get(name, told["rows"])} for name, told in saved.items()},
-            lambda tables: _read(store, found, tables, dataset, earlier, block_bytes),
+            lambda tables: _read(store, found, tables, vocabularies, dataset, earlier, block_bytes),
             optimizers.table_rule,
             optimizers.combined,
         )
@@ -83,7 +85,7 @@ def warm_start(
         "run": earlier.url or str(earlier.path),
         "checkpoint": found.path,
         "step": found.step,
-        "tables": on_main(lambda: _counts(dataset, earlier, saved, report, dtypes)),
+        "tables": on_main(lambda: _counts(vocabularies, dataset, earlier, saved, report, dtypes)),
         "tables_left_behind": sorted(saved.keys() - rows.keys()),
         "dense_taken": taken,
         "dense_left": left,
@@ -98,7 +100,7 @@ def describe(told: dict[str, Any]) -> list[str]:
             f"table {name}: {table['kept']:,} rows kept, {table['fresh']:,} fresh, {table['dropped']:,} dropped; "
             f"{table['dtype'] + '; ' if 'dtype' in table else ''}optimizer's sums {table['sums']}"
         )
-    lines += [f"table {name}: left behind, no feature reads it now" for name in told["tables_left_behind"]]
+    lines += [f"table {name}: left behind, nothing reads it now" for name in told["tables_left_behind"]]
     lines.append(f"other weights: {told['dense_taken']} taken")
     lines += [f"not taken: {name} ({reason})" for name, reason in told["dense_left"].items()]
     return lines
@@ -108,6 +110,7 @@ def _read(
     store: CheckpointStore,
     found: Loaded,
     tables: dict[str, Value],
+    vocabularies: Mapping[str, str],
     dataset: PreparedDataset,
     earlier: Earlier,
     block_bytes: int,
@@ -116,7 +119,7 @@ def _read(
     for table in sorted({_table_of(name) for name in tables}):
         told = found.state["layout"][table]
         parts = [
-            _Part.of(name, at, tensor, dataset, earlier)
+            _Part.of(name, vocabularies[table], at, tensor, dataset, earlier)
             for name, value in tables.items()
             if _table_of(name) == table
             for at, tensor in (value.pieces if isinstance(value, Pieces) else [((0, 0), value)])
@@ -137,11 +140,19 @@ class _Part:
     earlier_K: Tensor
 
     @classmethod
-    def of(cls, name: str, at: Iterable[int], tensor: Tensor, dataset: PreparedDataset, earlier: Earlier) -> "_Part":
+    def of(
+        cls,
+        name: str,
+        vocabulary: str,
+        at: Iterable[int],
+        tensor: Tensor,
+        dataset: PreparedDataset,
+        earlier: Earlier,
+    ) -> "_Part":
         row, column = at
         if name.endswith(".sum"):
             tensor.zero_()
-        here, there = matched_rows(dataset, earlier.path, _table_of(name), range(row, row + len(tensor)))
+        here, there = matched_rows(dataset, earlier.path, vocabulary, range(row, row + len(tensor)))
         return cls(name, column, tensor, torch.from_numpy(here - row), torch.from_numpy(there))
 
 
@@ -203,7 +214,13 @@ def _take_dense(store: CheckpointStore, found: Loaded, model: DistributedModelPa
     return len(wanted), left
 
 
+def _vocabularies(model: DistributedModelParallel) -> Mapping[str, str]:
+    """By table of the model the dataset's table whose rows it has."""
+    return next(module.vocabularies for module in model.modules() if isinstance(module, TwoTower))
+
+
 def _counts(
+    vocabularies: Mapping[str, str],
     dataset: PreparedDataset,
     earlier: Earlier,
     saved: dict[str, dict[str, Any]],
@@ -212,9 +229,10 @@ def _counts(
 ) -> dict[str, dict[str, Any]]:
     """By table how many rows were kept, are fresh and were dropped, another dtype, and what became of the sums."""
     counts = {}
-    for name, rows in dataset.manifest.tables.items():
+    for name, vocabulary in vocabularies.items():
+        rows = dataset.manifest.tables[vocabulary]
         there = saved[name]["rows"] if name in saved else 0
-        kept = count_matched(dataset, earlier.path, name) if name in saved else 0
+        kept = count_matched(dataset, earlier.path, vocabulary) if name in saved else 0
         counts[name] = {
             "kept": kept,
             "fresh": rows - kept,

@@ -12,7 +12,8 @@ from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.environment import environment
-from torchrec_mt.runs import DATASET, HELD, INIT, RunFolder, write_atomic
+from torchrec_mt.models.size import ModelSize
+from torchrec_mt.runs import DATASET, HELD, INIT, MODEL, RunFolder, write_atomic
 from torchrec_mt.training.metrics_log import MetricsLog
 from torchrec_mt.training.tracking import Record
 
@@ -24,6 +25,7 @@ def writing(
     dataset: PreparedDataset,
     plan: Plan,
     held: list[dict[str, int]],
+    size: ModelSize,
     here: Runtime,
     *,
     after: int,
@@ -37,6 +39,7 @@ def writing(
         write_atomic(run.path / DATASET, json.dumps({"digest": dataset.manifest.digest}) + "\n")
         write_atomic(run.path / "plan.json", plan.to_json())
         write_atomic(run.path / HELD, json.dumps(held, indent=1) + "\n")
+        write_atomic(run.path / MODEL, json.dumps(size.to_json(), indent=1) + "\n")
         keep_vocabularies(dataset, run.path)
         if origin:
             write_atomic(run.path / INIT, json.dumps(origin, indent=1) + "\n")

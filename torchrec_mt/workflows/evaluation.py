@@ -13,7 +13,7 @@ from torchrec_mt.reporting.page import evaluation_page, page_path, samples_path
 from torchrec_mt.reporting.terminal import progress_bar
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.baselines.rankers import baseline_rankers
-from torchrec_mt.retrieval.encode import vectors_of
+from torchrec_mt.retrieval.encode import candidates_of, vectors_of
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, evaluate_tasks, judged_tasks, ranked_depth, terms
 from torchrec_mt.retrieval.rank import model_rankers
 from torchrec_mt.retrieval.records import records_path, writing_records
@@ -70,8 +70,10 @@ def evaluate_here(
             folder=path.parent if config.evaluate.vectors == "disk" else None,
             progress=show,
         )
+        info = dataset.manifest.tasks
+        sides = {name: candidates_of(model, info[name].trained_as or name) for name in tasks}
         sampled = on_main(lambda: choose(dataset, models, config.evaluate))
-        encoded = encode_chosen(dataset, sampled, vectors_of(model, collator, here.device))
+        encoded = encode_chosen(dataset, sampled, vectors_of(model, collator, here.device), sides)
 
         def judge() -> dict[str, object]:
             rankers = {name: partial(_systems, dataset, name, config.evaluate, models[name]) for name in tasks}

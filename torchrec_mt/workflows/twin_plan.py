@@ -13,7 +13,7 @@ from torchrec_mt.data.part import schema_of_tasks
 from torchrec_mt.data.reader import batches_per_epoch
 from torchrec_mt.errors import UserError
 from torchrec_mt.runs import INIT, TRAINING, TWINS, RunFolder, read_object
-from torchrec_mt.schema import Schema
+from torchrec_mt.schema import Schema, own_table
 from torchrec_mt.training.trained import lanes_of
 
 T = TypeVar("T")
@@ -56,7 +56,8 @@ def twin_config(config: RunConfig, task: str, *, pairs: int, steps: int) -> RunC
     Args:
         pairs: of the task, in a batch of one lane. steps: of the whole run.
     """
-    tables = schema_of_tasks(config.dataset, [task]).tables
+    tables = [*schema_of_tasks(config.dataset, [task]).tables]
+    tables += [own_table(table, task) for table in tables]
     folder = config.checkpoint.folder
     return replace(
         config,

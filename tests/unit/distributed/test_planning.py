@@ -17,7 +17,8 @@ from torchrec_mt.distributed.plans.job import make_plan
 from torchrec_mt.distributed.plans.planner import Problem, Solved, solve
 from torchrec_mt.distributed.quiet import quiet_dependencies
 from torchrec_mt.errors import UserError
-from torchrec_mt.models.embeddings import TableSpec, embedding_collection
+from torchrec_mt.models.embeddings import embedding_collection
+from torchrec_mt.models.spec import TableSpec
 
 FACTORS = {spec.name: [2.0] * len(spec.keys) for spec in SPECS}
 

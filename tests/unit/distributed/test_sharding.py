@@ -15,8 +15,9 @@ from torchrec_mt.distributed.planning import ShardingConfig, describe_plan
 from torchrec_mt.distributed.plans.job import make_plan
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.distributed.sharding import fuse_table_optimizer, replicated_tables, shard
-from torchrec_mt.models.embeddings import TableSpec, embedding_collection
+from torchrec_mt.models.embeddings import embedding_collection
 from torchrec_mt.models.losses.config import LossConfig
+from torchrec_mt.models.spec import TableSpec
 from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.training.assemble import build_model
 from torchrec_mt.training.optim import OptimConfig, Optimizers

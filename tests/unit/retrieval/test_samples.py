@@ -14,6 +14,7 @@ from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.retrieval.baselines.counting import co_occurrence
 from torchrec_mt.retrieval.baselines.ranker import Ranker
 from torchrec_mt.retrieval.cosines import cosines_json
+from torchrec_mt.retrieval.encode import CANDIDATES, Side, anchors_of
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, split_anchors
 from torchrec_mt.retrieval.samples import PER_BAND, SHOWN, choose, encode_chosen, samples_json
 from torchrec_mt.retrieval.shown import LONGEST, Label, labels_of
@@ -33,9 +34,9 @@ def rankers(dataset: PreparedDataset) -> dict[str, Ranker]:
     return {name: co_occurrence(dataset, name) for name in dataset.manifest.tasks}
 
 
-def vectors(entity: str, row_M: np.ndarray, task: str | None) -> np.ndarray:
-    """Unit vectors that hang on the row, the entity and the task alone."""
-    places = np.arange(1, 9) * (1 + len(entity) + len(task or ""))
+def vectors(entity: str, row_M: np.ndarray, side: Side) -> np.ndarray:
+    """Unit vectors that hang on the row, the entity and the side alone."""
+    places = np.arange(1, 9) * (1 + len(entity) + len(side.task or ""))
     vector_MD = np.sin((row_M[:, None] + 1) * places).astype(np.float32)
     return vector_MD / np.linalg.norm(vector_MD, axis=1, keepdims=True)
 
@@ -50,7 +51,9 @@ def right_answers(dataset: PreparedDataset, task: str) -> dict[int, set[int]]:
 
 def made(dataset: PreparedDataset, rankers: dict[str, Ranker]) -> dict:
     chosen = choose(dataset, rankers, CONFIG)
-    return samples_json(dataset, chosen, *encode_chosen(dataset, chosen, vectors), run="r")
+    return samples_json(
+        dataset, chosen, *encode_chosen(dataset, chosen, vectors, dict.fromkeys(chosen.tasks, CANDIDATES)), run="r"
+    )
 
 
 def test_lists_are_those_of_the_ranker_with_right_answers_marked(
@@ -69,8 +72,8 @@ def test_lists_are_those_of_the_ranker_with_right_answers_marked(
             for task, found in anchor["lists"].items():
                 right = right_answers(dataset, task)[row]
                 expected = [one for one in rankers[task](np.array([row]), SHOWN)[0].tolist() if one >= 0]
-                anchor_1D = vectors(entity, np.array([row]), task)
-                cosines = (vectors("product", np.array(expected), None) @ anchor_1D.T)[:, 0]
+                anchor_1D = vectors(entity, np.array([row]), anchors_of(task))
+                cosines = (vectors("product", np.array(expected), CANDIDATES) @ anchor_1D.T)[:, 0]
                 assert found["relevant"] == len(right)
                 assert [answer["text"] for answer in found["answers"]] == [titles[one] for one in expected]
                 assert [answer["right"] for answer in found["answers"]] == [one in right for one in expected]

@@ -86,10 +86,10 @@ def _dtypes(stuck: Stuck) -> list[Ladder]:
         return not table.half and not isinstance(table.layout, DataParallel)
 
     def key(table: StuckTable) -> str:
-        return f"dataset.tables.{table.name}.dtype=float16"
+        return f"dataset.tables.{table.declared}.dtype=float16"
 
     def at(table: StuckTable) -> Change:
-        return Change(says=f"table '{table.name}' in float16", overrides=(key(table),))
+        return Change(says=f"table '{table.declared}' in float16", overrides=(key(table),))
 
     full = [table for table in stuck.tables if may(table)]
     saved = list(accumulate(2 * table.rows * table.dim for table in full))
@@ -120,8 +120,8 @@ def _dims(stuck: Stuck, table: StuckTable) -> Ladder:
 
     def at(dim: int) -> Change:
         return Change(
-            says=f"table '{table.name}' of width {dim} in place of {table.dim}",
-            overrides=(f"dataset.tables.{table.name}.dim={dim}",),
+            says=f"table '{table.declared}' of width {dim} in place of {table.dim}",
+            overrides=(f"dataset.tables.{table.declared}.dim={dim}",),
         )
 
     narrower = range((table.dim - 1) // step * step, 0, -step)
@@ -133,8 +133,8 @@ def _rows(stuck: Stuck, table: StuckTable) -> Ladder:
 
     def at(rows: int) -> Change:
         return Change(
-            says=f"table '{table.name}' of {rows:,} rows in place of {table.rows:,}",
-            overrides=(f"plan.tables.{table.name}.rows={rows}",),
+            says=f"table '{table.declared}' of {rows:,} rows in place of {table.rows:,}",
+            overrides=(f"plan.tables.{table.declared}.rows={rows}",),
         )
 
     return ladder(two_digits(table.rows), at, guess=lambda rows: rows <= table.rows * stuck.share(table))
@@ -149,7 +149,7 @@ def two_digits(count: int) -> list[int]:
 
 def _batches(stuck: Stuck) -> Ladder:
     """Smaller batches, in 64 to 128 steps. Where even the smallest does not fit, batches are not the reason."""
-    step = max(1, 1 << stuck.batch_size.bit_length() - 7)
+    step = 1 << max(0, stuck.batch_size.bit_length() - 7)
     share = (stuck.room - stuck.piece.weights - stuck.piece.sums) / max(1, stuck.piece.buffers)
 
     def at(size: int) -> Change:

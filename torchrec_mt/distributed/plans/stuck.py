@@ -22,7 +22,7 @@ from torchrec_mt.distributed.layouts import (
 from torchrec_mt.distributed.plans.choices import Cost
 from torchrec_mt.distributed.plans.planner import Problem, capacity_of
 from torchrec_mt.distributed.table_optimizers import Adagrad, RowWiseAdagrad, Sgd, TableOptimizer
-from torchrec_mt.schema import TABLE_PREFIX
+from torchrec_mt.schema import TABLE_PREFIX, declared_table
 
 WithKernel = TableWise | RowWise | ColumnWise | TableRowWise | Grid
 _SUSPECTS = 3
@@ -31,7 +31,8 @@ _SUSPECTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class StuckTable:
-    """A table of the model. `size`: bytes of its rows and the optimizer's sums; `half`: whether it is float16."""
+    """A table of the model. `size`: bytes of its rows and the optimizer's sums; `half`: whether it is float16;
+    `declared`: the dataset's table, of which it may be a task's own copy."""
 
     name: str
     rows: int
@@ -39,6 +40,10 @@ class StuckTable:
     half: bool
     layout: Layout
     size: int
+
+    @property
+    def declared(self) -> str:
+        return declared_table(self.name)
 
     @property
     def columns(self) -> int:

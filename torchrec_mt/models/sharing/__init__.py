@@ -1,0 +1,1 @@
+"""Architectures of sharing between tasks: one per file, chosen in choice.py."""

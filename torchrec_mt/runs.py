@@ -6,7 +6,7 @@ tensorboard/         the same as events       checkpoints/    to go on from, and
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step
 tracking.json        the run's id in a tracker
-held.json            bytes of tables by rank      model.json      its size: parameters, products per pair
+held.json            bytes of tables by rank  model.json      parameters, FLOPs per pair
 vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 twins/TASK/          a run on that task alone       twins/comparison.json   what the run has more than those

@@ -127,8 +127,6 @@ def train(
         averages=optim.ema is not None,
     )
 
-    size = size_of(dataset.manifest, schema, model_config, losses)
-    progress.started([size.text()])
     optimizers = Optimizers(optim, model, steps)
     sides = task_sides(dataset.manifest, schema)
     objective = objective_for(model_config.sharing, sides, losses, negatives, runtime.device)
@@ -140,6 +138,8 @@ def train(
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
     progress.started(told_of_few_rows(sharding, dataset.manifest.tables, world_size=runtime.world_size))
+    size = size_of(dataset.manifest, schema, model_config, losses)
+    progress.started([size.text()])
     origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
     if origin:
         progress.started(describe(origin))

@@ -65,6 +65,9 @@ def test_validations_and_saved_models_take_the_averages(
             numbers = {"step": step, "layout": table_layout(trainer.model, None), "average_updates": averages.updates}
             store.save(step, tensors | table_state(trainer.model, None), state=numbers, rank_state={}, marks=("last",))
 
+        def before_update(self) -> None:
+            return
+
     optim, store = replace(OPTIM, ema=EmaConfig(decay=0.5)), CheckpointStore(tmp_path / "checkpoints", keep=1)
     trainer = tiny_trainer(dataset, tmp_path, here, optim=optim, validate=look, keep=Kept())
     trainer.run(tiny_batches(dataset), 4)

@@ -212,7 +212,7 @@ def test_multibalance_comes_to_the_shortest_combination() -> None:
 def test_metabalance_strategies() -> None:
     gram = np.diag([1.0, 4.0, 0.25])
     for strategy, wanted in (("both", [1, 0.5, 2]), ("reduce", [1, 0.5, 1]), ("enlarge", [1, 1, 2])):
-        method = MetaBalance(target="a", relax=0.5, strategy=strategy)  # type: ignore[arg-type]
+        method = MetaBalance(target="a", relax=0.5, strategy=strategy)
         np.testing.assert_allclose(gradients.metabalance(method, gram, 0), (np.array(wanted) + 1) / 2)
 
 

@@ -55,9 +55,6 @@ def test_validations_and_saved_models_take_the_averages(
         def is_due(self, step: int) -> bool:
             return False
 
-        def before_update(self) -> None:
-            return
-
         def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
             averages = trainer.optimizers.average
             assert averages is not None

@@ -137,7 +137,6 @@ def test_a_tracker_that_hangs_holds_up_nothing_but_the_end(run: RunFolder, monke
 
 
 def test_the_id_moves_with_the_run_folder(tmp_path: Path, run: RunFolder) -> None:
-    run.release()
     again = RunFolder.create(run.place, overwrite=True)
     again.start("{}")
     service = Notebook(failures=1)

@@ -64,7 +64,7 @@ bench-scale: $(STAMP) ## two ranks, rows to 10^8, checkpoints beside dd (minutes
 bench-plan: $(STAMP) ## our planner beside TorchRec's, 10 to 1,000 tables (two minutes; wants an idle machine)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_plan
 
-bench-balance: $(STAMP) ## what each method of balancing adds to a step (three minutes; wants an idle machine)
+bench-balance: $(STAMP) ## what each method of balancing adds to a step (a minute)
 	@$(BIN)/python -W ignore -m tests.benchmarks.bench_balance
 
 bench-topk: $(STAMP) ## exact top-k beside FAISS's flat index (minutes; wants an idle machine and 8 GiB)

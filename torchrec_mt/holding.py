@@ -40,7 +40,7 @@ class Hold:
         self._file = folder / LOCK
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            descriptor = _locked(self._file)
+            descriptor = _locked_if_it_can_be(self._file)
             if descriptor is not None:
                 break
             holder = _holder(self._file)
@@ -72,16 +72,24 @@ class Hold:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process trains the run in a folder right now."""
-    descriptor = _locked(folder / LOCK)
-    if descriptor is None:
+    """Whether some process trains the run in a folder right now, or nobody can tell."""
+    try:
+        descriptor = _locked(folder / LOCK)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
         return True
-    os.close(descriptor)
-    return False
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
 
 
 def _locked(file: Path) -> int | None:
-    """The open, locked file; None where another process has it."""
+    """The open, locked file; None where another process has it.
+
+    Raises:
+        OSError: not least where the file system has no locks.
+    """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -89,14 +97,23 @@ def _locked(file: Path) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
-                raise
-            print(f"warning: '{file}': no locks here, so another training of this run is not noticed", file=sys.stderr)
+        except OSError:
+            os.close(descriptor)
+            raise
         if _is_of(descriptor, file):
             return descriptor
         os.close(descriptor)  # its last holder has removed it
+
+
+def _locked_if_it_can_be(file: Path) -> int | None:
+    """The same, with a warning where the file system has no locks."""
+    try:
+        return _locked(file)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    print(f"warning: '{file}': no locks here, so another training of this run is not noticed", file=sys.stderr)
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def _is_of(descriptor: int, file: Path) -> bool:
@@ -118,5 +135,5 @@ def _holder(file: Path) -> dict[str, object]:
 def _told(holder: dict[str, object]) -> str:
     if not holder:
         return "another process"
-    job = f"job '{holder.get('job')}', " if holder.get("job") else ""
-    return f"process {holder.get('process')} on host '{holder.get('host')}' ({job}since {holder.get('since')})"
+    of_job = f"job '{holder.get('job')}', " if holder.get("job") else ""
+    return f"process {holder.get('process')} on host '{holder.get('host')}' ({of_job}since {holder.get('since')})"

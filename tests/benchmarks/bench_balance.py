@@ -42,7 +42,7 @@ from torchrec_mt.distributed.runtime import RuntimeConfig, runtime
 from torchrec_mt.models.two_tower import TwoTower
 from torchrec_mt.training.weighing import Weighing
 
-BATCH_SIZE, BATCHES, WARMUP, ROUNDS = 4096, 7, 1, 9
+BATCH_SIZE, BATCHES, WARMUP, ROUNDS = 4096, 7, 1, 21
 LOSS_SIDE: tuple[Method, ...] = (Static(), Uncertainty(), Dwa(), Log(), Famo())
 GRADIENT_SIDE: tuple[Method, ...] = (
     GradNorm(),

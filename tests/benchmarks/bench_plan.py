@@ -85,7 +85,7 @@ def theirs(count: int) -> dict[str, Any]:
     best, held = planner._best_plan or [], np.zeros(cluster.world_size)
     for option in best:
         for shard in option.shards:
-            held[shard.rank] += shard.storage.hbm  # type: ignore[index, union-attr]
+            held[shard.rank] += shard.storage.hbm
     return {
         "seconds": seconds,
         "ms": planner._perf_model.rate(best),

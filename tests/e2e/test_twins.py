@@ -100,7 +100,8 @@ def test_what_a_twin_has_in_common_with_the_run(made: Path) -> None:
         assert own["reader"]["batch_size"] == twin["pairs_per_step"]
         losses = [name for line in logged(made / "run/twins" / task) for name in line if name.startswith("loss/")]
         assert set(losses) == {f"loss/{task}"}
-    towers = {task: set((made / "run/twins" / task / "plan.json").read_text().split('"')) for task in TASKS}
+    plans = {task: json.loads((made / "run/twins" / task / "plan.json").read_text()) for task in TASKS}
+    towers = {task: {table["name"] for table in plan["tables"]} for task, plan in plans.items()}
     assert towers["similar"] <= towers["search"]
 
 

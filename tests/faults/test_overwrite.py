@@ -80,7 +80,8 @@ def test_a_new_run_takes_the_place(root: Path, tmp_path: Path) -> None:
     (tmp_path / ".run.partial-killed").mkdir()
     assert train([*command, "--overwrite", "--set=trainer.steps=6"]) == 0
     assert [child.name for child in tmp_path.iterdir()] == ["run"]
-    files = ["config.json", "dataset.json", "environment.json", "metrics.jsonl", "plan.json", "training.json"]
+    files = ["config.json", "dataset.json", "environment.json", "held.json", "metrics.jsonl", "plan.json"]
+    files += ["training.json"]
     assert sorted(child.name for child in run.iterdir()) == sorted([*files, "checkpoints", "tensorboard", "vocabulary"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "valid"] == [3, 6]

@@ -127,5 +127,6 @@ def test_the_smallest_trees_are_valid() -> None:
         assert json.loads(json.dumps(raw)) == raw
         check_config(raw, where="")
     for place in PLACES:
-        if "temperature" not in place.key:
+        # Looks at gradients are refused of a method that makes none, which the smallest tree has.
+        if "temperature" not in place.key and place.key not in ("balancing.every", "balancing.average"):
             check_config(tree(place, least(place.kind)), where=place.key)

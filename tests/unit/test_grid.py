@@ -15,7 +15,7 @@ from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.grid import grid_markdown, verdicts
 from torchrec_mt.workflows.grid import Done, begin
 from torchrec_mt.workflows.grid_config import Cell, Grid, Method, cells_of, load_grid
-from torchrec_mt.workflows.grid_results import curves, grid_results
+from torchrec_mt.workflows.grid_results import grid_results
 
 TEXT = """
 question = "Is it better?"
@@ -190,13 +190,6 @@ def test_what_it_says(results: dict[str, Any]) -> None:
     ):
         assert part in text, part
     assert "cold target" in text
-
-
-def test_curves(results: dict[str, Any], tmp_path: Path) -> None:
-    cell = Cell("plain", 0, None, load_config(["launch/demo.toml"]), tmp_path / "plain/seed-0")
-    found = curves(Done(cell, (tmp_path / "plain/seed-0/evaluation/anchors.parquet",)))
-    assert found["train/ms/loss"] == [(1, 9.0), (50, 9.0), (100, 9.0)]
-    assert found["valid/a/recall@100"] == [(100, 0.5)]
 
 
 @pytest.mark.parametrize("file", sorted(Path("launch/grids").glob("*.toml")), ids=lambda file: file.stem)

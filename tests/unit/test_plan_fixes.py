@@ -62,7 +62,7 @@ def test_interrupted(files: list[str], capsys: pytest.CaptureFixture[str], monke
         planned.append(problem.cluster.hosts)
         if len(planned) == 4:
             raise KeyboardInterrupt
-        return solve(problem, **named)  # type: ignore[arg-type]
+        return solve(problem, **named)
 
     monkeypatch.setattr(planning, "solve", impatient)
     assert plan.main([*files, "--cluster", "1x8xH100-80GB"]) == 3

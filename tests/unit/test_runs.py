@@ -171,4 +171,5 @@ def test_without_locks_it_goes_on_and_says_so(
     run = RunFolder.open(place)
     run.hold()
     assert f"warning: '{place / LOCK}': no locks here" in capsys.readouterr().err
+    assert holding.is_held(place), "nobody can tell, so nothing is removed"
     run.release()

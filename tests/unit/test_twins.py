@@ -122,7 +122,7 @@ def test_the_table_fits_and_says_so(width: int) -> None:
     report = {"split": "test", "num_comparisons": 4, "tasks": {"complementary": task, "find": task}}
     plain = Console(file=io.StringIO(), width=width)
     plain.print(twins_table(report))
-    lines = plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = plain.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert "complementary (12,3…" in [line.strip() for line in lines]
     row = next(line for line in lines if "Recall@100" in line)

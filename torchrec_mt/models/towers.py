@@ -103,7 +103,8 @@ class Tower(nn.Module):
     @property
     def last(self) -> nn.Linear:
         """The last layer that has weights of its own."""
-        return self.blocks[-1].down if len(self.blocks) else self.mix  # type: ignore[return-value]
+        blocks = [block for block in self.blocks if isinstance(block, ResidualMLP)]
+        return blocks[-1].down if blocks else self.mix
 
     def forward(self, sparse: Sequence[Tensor], dense_ED: Tensor) -> Tensor:
         """The entity's vector_ED, not normalised."""

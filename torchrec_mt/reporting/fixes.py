@@ -29,11 +29,10 @@ def print_fixes(found: Fixes) -> None:
 
 
 def _table(found: Fixes) -> Table:
-    table = plain_table("what would fit, each alone, the least harmful first", "")
+    table = plain_table("what would fit, each alone, the least harmful first", "", gap=2)
     table.add_column("change")
     for name in ("busiest rank, ms", "fullest rank has free"):
         table.add_column(name, justify="right")
-    table.padding = (0, 2, 0, 0)  # type: ignore[assignment]
     for number, fix in enumerate(found.fixes, 1):
         says = f"{fix.says}{'' if fix.smallest else ' (less may do)'}"
         table.add_row(str(number), says, f"{fix.busiest_ms:.4g}", size(fix.free_bytes))

@@ -19,8 +19,7 @@ def grid_tables(results: Mapping[str, Any]) -> RenderableType:
     """Methods by task, what they cost, who loses where, and what it says."""
     parts: list[RenderableType] = [Text(results["question"], style="bold"), Text()]
     for title, head, rows in sections(results):
-        table = plain_table(title, head[0])
-        table.padding = (0, 2, 0, 0)  # type: ignore[assignment]
+        table = plain_table(title, head[0], gap=2)
         for name in head[1:]:
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows:

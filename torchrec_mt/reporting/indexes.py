@@ -79,16 +79,16 @@ def _joined(base: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> 
     def with_tasks(at: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
         return {**at(base), "tasks": {task: at(entity)["tasks"][task] for task, entity in found.items()}}
 
+    def setting(number: int) -> dict[str, Any]:
+        return with_tasks(lambda entity: entity["settings"][number])
+
     return _recommending(
         {
             **base,
             "anchors": {task: entity["anchors"][task] for task, entity in found.items()},
             "terms": {task: entity["terms"][task] for task, entity in found.items()},
             "exact": with_tasks(lambda entity: entity["exact"]),
-            "settings": [
-                with_tasks(lambda entity, number=number: entity["settings"][number])  # type: ignore[misc]
-                for number in range(len(base["settings"]))
-            ],
+            "settings": [setting(number) for number in range(len(base["settings"]))],
         }
     )
 

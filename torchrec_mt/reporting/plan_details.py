@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from torchrec_mt.distributed.plans.calibrate import Calibration, Term
@@ -22,12 +21,11 @@ def explained_tables(explained: Sequence[Explained]) -> RenderableType:
 
 
 def _explained(one: Explained) -> list[RenderableType]:
-    table = _wide(plain_table(f"why '{one.table}' lies so (the config says '{one.wish}')", "way"))
     on_host = any(way.largest_host for way in one.ways)
+    title = f"why '{one.table}' lies so (the config says '{one.wish}')"
+    table = plain_table(title, "way", gap=1 if on_host else 2)
     for name in ("pieces", "largest", *(["on host"] if on_host else []), "all, ms", "busiest"):
         table.add_column(name, justify="right", no_wrap=True)
-    if on_host:
-        table.padding = (0, 1, 0, 0)  # type: ignore[assignment]
     reasons: dict[str, int] = {}
     for way in one.ways:
         mark = f" {reasons.setdefault(way.refused, len(reasons) + 1)})" if way.refused else ""
@@ -57,7 +55,7 @@ def diff_tables(found: PlanDiff) -> RenderableType:
     """How two plans differ."""
     if found.is_empty:
         return Text("no difference")
-    table = _wide(plain_table("plans", ""))
+    table = plain_table("plans", "", gap=2)
     for name in ("first", "second"):
         table.add_column(name, justify="right", overflow="fold")
     for title, group in (("supposed", found.supposed), ("takes", found.takes), ("tables", found.tables)):
@@ -87,7 +85,7 @@ def _cell(what: str, value: Any) -> str:
 
 def calibration_table(found: Calibration) -> RenderableType:
     """Foretold and measured, by term."""
-    table = _wide(plain_table(f"a run beside its plan ({found.lines} lines of its log)", "term"))
+    table = plain_table(f"a run beside its plan ({found.lines} lines of its log)", "term", gap=2)
     for name in ("rank", "foretold", "measured", "measured / foretold"):
         table.add_column(name, justify="right", no_wrap=True)
     for number, term in enumerate(found.terms):
@@ -102,8 +100,3 @@ def calibration_table(found: Calibration) -> RenderableType:
 
 def _amount(term: Term, value: float) -> str:
     return size(value) if term.unit == "B" else f"{value:.3g} ms"
-
-
-def _wide(table: Table) -> Table:
-    table.padding = (0, 2, 0, 0)  # type: ignore[assignment]
-    return table

@@ -51,10 +51,9 @@ def why_busy(plan: Plan, rank: RankLoad) -> str:
 
 
 def _tables(plan: Plan) -> Table:
-    table = plain_table(f"{plan.model} on {plan.label}, {plan.batch_rows:,} rows a batch and rank", "table")
+    table = plain_table(f"{plan.model} on {plan.label}, {plan.batch_rows:,} rows a batch and rank", "table", gap=1)
     for name in ("rows", "dim", "way", "ranks", "memory", "buffers", "ms"):
         table.add_column(name, justify="left" if name in ("way", "ranks") else "right", no_wrap=True)
-    table.padding = (0, 1, 0, 0)  # type: ignore[assignment]
     for one in sorted(plan.tables, key=lambda one: -one.total("weights") - one.total("host")):
         on_host = f" + {size(one.total('host'))} host" if one.total("host") else ""
         table.add_row(
@@ -90,12 +89,11 @@ def rank_range(ranks: Sequence[int], world_size: int | None = None) -> str:
 
 
 def _ranks(plan: Plan) -> Table:
-    table = plain_table(f"{len(plan.ranks)} rank(s)", "rank")
+    table = plain_table(f"{len(plan.ranks)} rank(s)", "rank", gap=2)
     on_host = any(rank.host for rank in plan.ranks)
     columns = ["used", "free", *(["host"] if on_host else []), "forward", "comms", "backward", "comms ", "ms"]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    table.padding = (0, 2, 0, 0)  # type: ignore[assignment]
     for rank, note in _shown(plan):
         table.add_row(
             f"{rank.rank}{note}",
@@ -125,10 +123,9 @@ def side_by_side(plans: Sequence[tuple[str, Plan | None]], pairs: Sequence[int])
     Args:
         pairs: examples of a step, all ranks together, of each.
     """
-    table = plain_table("side by side", "")
+    table = plain_table("side by side", "", gap=2)
     for letter in letters(len(plans)):
         table.add_column(letter, justify="right", no_wrap=True)
-    table.padding = (0, 2, 0, 0)  # type: ignore[assignment]
     figures, ways = compared(plans, pairs), compared_ways(plans)
     for name, cells in figures.items():
         table.add_row(name, *cells, end_section=name == list(figures)[-1])

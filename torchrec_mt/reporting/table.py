@@ -76,8 +76,12 @@ def judged_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
-def plain_table(title: str, first: str) -> Table:
-    """A titled table, no wider than its cells; columns are added to the first."""
+def plain_table(title: str, first: str, *, gap: int = 0) -> Table:
+    """A titled table, no wider than its cells; columns are added to the first.
+
+    Args:
+        gap: blanks between columns.
+    """
     table = Table(
         title=title,
         title_justify="left",
@@ -86,7 +90,7 @@ def plain_table(title: str, first: str) -> Table:
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=0,
+        padding=(0, gap, 0, 0),
     )
     table.add_column(first, no_wrap=True)
     return table

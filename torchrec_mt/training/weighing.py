@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from torchrec_mt.balancing.balancer import Balancer
@@ -68,7 +70,7 @@ class Weighing:
     def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The sum of the losses by the weights in force."""
         self._used = self.balancer.weights
-        return sum(self._used[name] * loss for name, loss in losses.items())  # type: ignore[return-value]
+        return reduce(torch.add, (self._used[name] * loss for name, loss in losses.items()))
 
     def told(self) -> dict[str, float]:
         """Of a step that logs: the weights that it used, lengths and cosines of its gradients, by name."""

@@ -1,5 +1,5 @@
 """What an experiment found: means over seeds, each method beside the reference anchor by anchor, what each costs, who
-loses where, and how it went on the way.
+loses where.
 
 Two kinds of chance are told apart. The spread over seeds is of the training (standard deviation); intervals and
 p-values are of the anchors, on values averaged over the seeds that both methods have. Holm's correction is over all
@@ -180,14 +180,3 @@ def _cost_of(one: Done) -> dict[str, float]:
         total["table_bytes"] += sum(rank["weights"] + rank["sums"] for rank in held)
         total["dense_parameters"] += held[0]["dense"] / 4
     return total
-
-
-def curves(one: Done) -> dict[str, list[tuple[int, float]]]:
-    """What a cell's run said on the way: per logged quantity (step, value), of the first of its runs."""
-    file = one.records[0].parent.parent / "metrics.jsonl"
-    found: dict[str, list[tuple[int, float]]] = {}
-    for line in map(json.loads, file.read_text().splitlines()):
-        for name, value in line.items():
-            if name not in ("step", "kind") and isinstance(value, int | float):
-                found.setdefault(f"{line['kind']}/{name}", []).append((line["step"], float(value)))
-    return found

@@ -80,7 +80,7 @@ def test_famo_takes_the_step_of_the_paper() -> None:
             optimizer.step()
         share = logits.softmax(0).detach()
         (share @ values.log() / (share / values).sum().detach()).backward()
-        np.testing.assert_allclose(weights_T, 3 * values.grad, rtol=1e-12)  # type: ignore[operator]
+        np.testing.assert_allclose(weights_T, 3 * values.grad, rtol=1e-12)
         before = values.detach()
     assert weights_T.sum() == pytest.approx(3)
 

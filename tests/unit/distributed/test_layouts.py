@@ -233,14 +233,18 @@ def test_a_default_gives_way_where_rows_are_too_few(monkeypatch: pytest.MonkeyPa
     """On four ranks 9 rows fall into blocks of 3; on the two of a host, 1 row into one."""
     default = RowWise(kind="row_wise", kernel="fused_uvm")
     config, tables = ShardingConfig(default=default, tables={"named": "row_wise"}), {"few": 9, "named": 9, "all": 10}
-    assert too_few_rows(config, tables, world_size=4) == {"few": TableWise(kind="table_wise", kernel="fused_uvm")}
+    assert too_few_rows(config, tables, world_size=4, hosts=Hosts.of(4)) == {
+        "few": TableWise(kind="table_wise", kernel="fused_uvm")
+    }
     assert told_of_few_rows(config, tables, world_size=4) == [
         "table few: 9 rows are too few for sharding.default = 'row_wise' on 4 ranks: 'table_wise' it is"
     ]
-    assert too_few_rows(config, tables, world_size=1) == {}
+    assert too_few_rows(config, tables, world_size=1, hosts=Hosts.of(1)) == {}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for name in ("table_row_wise", "grid"):
         over_hosts = ShardingConfig(default=name)
-        assert too_few_rows(over_hosts, {"one": 1, "two": 2}, world_size=4) == {"one": TableWise(kind="table_wise")}
+        assert too_few_rows(over_hosts, {"one": 1, "two": 2}, world_size=4, hosts=Hosts.of(4)) == {
+            "one": TableWise(kind="table_wise")
+        }
     for name in ("auto", "data_parallel", "table_wise", "column_wise"):
-        assert too_few_rows(ShardingConfig(default=name), tables, world_size=4) == {}
+        assert too_few_rows(ShardingConfig(default=name), tables, world_size=4, hosts=Hosts.of(4)) == {}

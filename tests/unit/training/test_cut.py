@@ -47,7 +47,7 @@ def test_tasks_on_disjoint_rows_meet_at_the_tower_alone(
             tmp_path,
             here,
             negatives=ALONE,
-            balancing=BalancingConfig(cut=cut),  # type: ignore[arg-type]
+            balancing=BalancingConfig(cut=cut),
         )
         trainer.steps.train_step(batch, 0)
         cosines[cut] = trainer.steps.told()

@@ -55,15 +55,15 @@ def test_validations_and_saved_models_take_the_averages(
         def is_due(self, step: int) -> bool:
             return False
 
-        def before_update(self) -> None:
-            return
-
         def save(self, step: int, stop: EarlyStop, *, value: float | None = None, last: bool = False) -> None:
             averages = trainer.optimizers.average
             assert averages is not None
             tensors = {f"average.{name}": value for name, value in averages.averages.items()}
             numbers = {"step": step, "layout": table_layout(trainer.model, None), "average_updates": averages.updates}
             store.save(step, tensors | table_state(trainer.model, None), state=numbers, rank_state={}, marks=("last",))
+
+        def before_update(self) -> None:
+            return
 
     optim, store = replace(OPTIM, ema=EmaConfig(decay=0.5)), CheckpointStore(tmp_path / "checkpoints", keep=1)
     trainer = tiny_trainer(dataset, tmp_path, here, optim=optim, validate=look, keep=Kept())

@@ -34,6 +34,7 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path: Path) -> RunFolder:
     made = RunFolder.create(tmp_path / "shop")
     made.start(json.dumps({"dataset": {}, "trainer": {}, "optim": {}}))
+    made.release()
     return made
 
 

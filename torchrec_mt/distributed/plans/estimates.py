@@ -10,7 +10,7 @@ block of columns has a sum for each row, and replicated tables have gradients.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec_mt.distributed.plans.choices import CACHE_SHARE, Allowed, Choice, Cost, Spread, TableChoices
 from torchrec_mt.distributed.plans.clusters import Cluster
 
+Way = tuple[str, str]
+"""Sharding type and compute kernel, by TorchRec's names."""
 _SPREADS: dict[str, Spread] = {"device": "rank", "uniform": "ranks", "host": "host", "multi_host": "hosts"}
 
 
@@ -71,27 +73,62 @@ def enumerate_choices(
     """
     estimates = _Estimates(sharder, topology)
     tables = [
-        (path, part, name, tensor)
+        _Table(path, part, name, tensor, allowed[name], batch_rows)
         for path, part in module.named_modules()
         if isinstance(part, sharder.module_type)
         for name, tensor in sharder.shardable_parameters(part).items()
     ]
-    for path, part, name, tensor in tables:
-        for sharding_type, kernel in allowed[name].ways:
-            estimates.ask(path, part, name, tensor, sharding_type, kernel, allowed[name], batch_rows)
+    for table in tables:
+        for way in table.allowed.ways:
+            estimates.ask(table, way)
     estimates.answer(progress)
     return [
         TableChoices(
-            path=path,
-            name=name,
-            rows=tensor.shape[0],
-            dim=tensor.shape[1],
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            lookups=allowed[name].lookups,
-            choices=tuple(estimates.choice(tensor, part, way, allowed[name], batch_rows) for way in allowed[name].ways),
+            path=table.path,
+            name=table.name,
+            rows=table.tensor.shape[0],
+            dim=table.tensor.shape[1],
+            dtype=str(table.tensor.dtype).removeprefix("torch."),
+            lookups=table.allowed.lookups,
+            choices=tuple(estimates.choice(table, way) for way in table.allowed.ways),
         )
-        for path, part, name, tensor in tables
+        for table in tables
     ]
+
+
+class _Table(NamedTuple):
+    """A table of the model, and what is asked of it."""
+
+    path: str
+    part: nn.Module
+    name: str
+    tensor: torch.Tensor
+    allowed: Allowed
+    batch_rows: int
+
+    def key(self, way: Way) -> tuple[Any, ...]:
+        """Equal for tables of which estimates are equal."""
+        told = self.allowed
+        shape = (*self.tensor.shape, self.tensor.dtype, _optimizer(self.tensor), id(self.part))
+        return (*shape, way, told.lookups, told.block_columns, told.cache_share, self.batch_rows)
+
+    def option(self, way: Way) -> ShardingOption:
+        """TorchRec's word for a table in one of its ways, without its shards."""
+        sharding_type, kernel = way
+        cached = CacheParams(load_factor=self.allowed.cache_share) if kernel == "fused_uvm_caching" else None
+        return ShardingOption(
+            name=self.name,
+            tensor=self.tensor,
+            module=(self.path, self.part),
+            input_lengths=list(self.allowed.lookups),
+            batch_size=self.batch_rows,
+            sharding_type=sharding_type,
+            partition_by=get_partition_by_type(sharding_type),
+            compute_kernel=kernel,
+            shards=[],
+            cache_params=cached,
+            is_pooled=True,
+        )
 
 
 class _Estimates:
@@ -107,30 +144,19 @@ class _Estimates:
         self._asked: dict[tuple[Any, ...], tuple[ShardingOption, list[list[int]], list[list[int]]]] = {}
         self._choices: dict[tuple[Any, ...], Choice] = {}
 
-    def ask(
-        self,
-        path: str,
-        part: nn.Module,
-        name: str,
-        tensor: torch.Tensor,
-        sharding_type: str,
-        kernel: str,
-        allowed: Allowed,
-        batch_rows: int,
-    ) -> None:
-        key = _key(tensor, part, (sharding_type, kernel), allowed, batch_rows)
+    def ask(self, table: _Table, way: Way) -> None:
+        key = table.key(way)
         if key in self._asked:
             return
         sizes, offsets = calculate_shard_sizes_and_offsets(
-            tensor=tensor,
+            tensor=table.tensor,
             world_size=self._topology.world_size,
             local_world_size=self._topology.intra_group_size,
-            sharding_type=sharding_type,
-            col_wise_shard_dim=allowed.block_columns,
+            sharding_type=way[0],
+            col_wise_shard_dim=table.allowed.block_columns,
         )
-        distinct = list(dict.fromkeys(map(tuple, sizes)))
-        option = _option(path, part, name, tensor, sharding_type, kernel, allowed, batch_rows)
-        option.shards = [Shard(size=list(size), offset=[0, 0]) for size in distinct]
+        option = table.option(way)
+        option.shards = [Shard(size=list(size), offset=[0, 0]) for size in dict.fromkeys(map(tuple, sizes))]
         self._asked[key] = option, sizes, offsets
 
     def answer(self, progress: Callable[[int, int], None]) -> None:
@@ -143,55 +169,12 @@ class _Estimates:
                 self._choices[key] = _choice(option, sizes, offsets)
             progress(start + len(part), len(asked))
 
-    def choice(
-        self, tensor: torch.Tensor, part: nn.Module, way: tuple[str, str], allowed: Allowed, batch_rows: int
-    ) -> Choice:
-        return self._choices[_key(tensor, part, way, allowed, batch_rows)]
-
-
-def _key(
-    tensor: torch.Tensor, part: nn.Module, way: tuple[str, str], allowed: Allowed, batch_rows: int
-) -> tuple[Any, ...]:
-    return (
-        *tensor.shape,
-        tensor.dtype,
-        _optimizer(tensor),
-        id(part),
-        way,
-        allowed.lookups,
-        allowed.block_columns,
-        allowed.cache_share,
-        batch_rows,
-    )
+    def choice(self, table: _Table, way: Way) -> Choice:
+        return self._choices[table.key(way)]
 
 
 def _optimizer(tensor: torch.Tensor) -> Any:
     return getattr(tensor, "_optimizer_classes", [None])[0]
-
-
-def _option(
-    path: str,
-    part: nn.Module,
-    name: str,
-    tensor: torch.Tensor,
-    sharding_type: str,
-    kernel: str,
-    allowed: Allowed,
-    batch_rows: int,
-) -> ShardingOption:
-    return ShardingOption(
-        name=name,
-        tensor=tensor,
-        module=(path, part),
-        input_lengths=list(allowed.lookups),
-        batch_size=batch_rows,
-        sharding_type=sharding_type,
-        partition_by=get_partition_by_type(sharding_type),
-        compute_kernel=kernel,
-        shards=[],
-        cache_params=CacheParams(load_factor=allowed.cache_share) if kernel == "fused_uvm_caching" else None,
-        is_pooled=True,
-    )
 
 
 def _choice(option: ShardingOption, sizes: Sequence[Sequence[int]], offsets: Sequence[Sequence[int]]) -> Choice:
@@ -202,7 +185,9 @@ def _choice(option: ShardingOption, sizes: Sequence[Sequence[int]], offsets: Seq
         sharding_type=option.sharding_type,
         kernel=option.compute_kernel,
         spread=_SPREADS[option.partition_by],
-        shards=tuple((*offset, *size) for offset, size in zip(offsets, sizes, strict=True)),  # type: ignore[misc]
+        shards=tuple(
+            (row, column, rows, columns) for (row, column), (rows, columns) in zip(offsets, sizes, strict=True)
+        ),
         costs=costs,
         cost_of=cost_of,
         cache_share=option.cache_load_factor,
@@ -263,7 +248,8 @@ def sharding_plan(
         part = module.get_submodule(table.path) if table.path else module
         tensor = next(p for name, p in part.named_parameters() if name.split(".")[-2] == table.name)
         allowed = Allowed(ways=(), lookups=table.lookups, cache_share=choice.cache_share or CACHE_SHARE)
-        option = _option(table.path, part, table.name, tensor, choice.sharding_type, choice.kernel, allowed, 1)
+        laid = _Table(table.path, part, table.name, tensor, allowed, 1)
+        option = laid.option((choice.sharding_type, choice.kernel))
         option.shards = [
             Shard(size=[rows, columns], offset=[row, column], rank=int(rank))
             for (row, column, rows, columns), rank in zip(choice.shards, ranks, strict=True)

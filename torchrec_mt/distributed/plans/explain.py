@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrec_mt.distributed.layouts import Auto, LayoutName, check_layout, layout_of
+from torchrec_mt.distributed.layouts import Auto, LayoutName, layout_of
 from torchrec_mt.distributed.planning import make_sharder
 from torchrec_mt.distributed.plans.choices import Allowed, Choice, TableChoices
 from torchrec_mt.distributed.plans.estimates import enumerate_choices, topology_of
@@ -85,7 +85,7 @@ def _every_way(problem: Problem) -> list[TableChoices]:
     sharder = make_sharder(problem.sharding.communication, torch.device(problem.cluster.device.kind))
     allowed: dict[str, Allowed] = {}
     for name, lookups in problem.lookups.items():
-        dim = problem.shapes()[name][1]
+        dim = problem.shapes[name][1]
         blocks = {"column_wise"} | ({"grid_shard"} if problem.cluster.hosts >= _BLOCKS else set())
         here = types | (blocks if dim % (4 * _BLOCKS) == 0 else set())
         allowed[TABLE_PREFIX + name] = Allowed(
@@ -154,19 +154,8 @@ def _way(
 def _refused(problem: Problem, name: str, choice: Choice) -> str:
     """Why a way is not open: it cannot be right, or the config says otherwise; empty where it is open."""
     kind: Any = "grid" if choice.sharding_type == "grid_shard" else choice.sharding_type
-    layout = layout_of(kind)
-    rows, dim = problem.shapes()[name]
     try:
-        check_layout(
-            name,
-            layout,
-            rows=rows,
-            dim=dim,
-            optimizer=problem.optimizer,
-            device_type=problem.cluster.device.kind,
-            hosts=problem.hosts,
-            world_size=problem.cluster.world_size,
-        )
+        problem.check(name, layout_of(kind))
     except UserError as error:
         return str(error)
     wish = problem.sharding.of(name)

@@ -1,6 +1,7 @@
 """The cluster of the job that runs."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def _gpu() -> tuple[str, Device]:
 
 def _host_gib() -> float:
     """The host's memory, or less if a control group allows less; whole GiB, so that like hosts are alike."""
-    total = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     allowed = min(total, int(text)) if text.isdecimal() else total

@@ -6,6 +6,7 @@ TorchRec's `collective_plan` raises on rank 0 alone and leaves the others waitin
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 
 import numpy as np
@@ -77,19 +78,38 @@ class Problem:
         """The machines."""
         return Hosts(self.cluster.hosts, self.cluster.ranks_per_host)
 
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of each table."""
         return table_shapes(self.module)
 
+    def check(self, table: str, layout: Layout) -> None:
+        """Refuses a layout that the table cannot have here.
+
+        Raises:
+            UserError: see `check_layout`.
+        """
+        rows, dim = self.shapes[table]
+        check_layout(
+            table,
+            layout,
+            rows=rows,
+            dim=dim,
+            optimizer=self.optimizer,
+            device_type=self.cluster.device.kind,
+            hosts=self.hosts,
+            world_size=self.cluster.world_size,
+        )
+
     def layout(self, table: str) -> Layout:
         """What the config says of a table, but for a default that would leave ranks without rows of it."""
-        rows = {table: self.shapes()[table][0]}
+        rows = {table: self.shapes[table][0]}
         few = too_few_rows(self.sharding, rows, world_size=self.cluster.world_size, hosts=self.hosts)
         return few.get(table, self.sharding.of(table))
 
     def ways(self, table: str) -> tuple[tuple[str, str], ...]:
         """Sharding types and kernels that the search may choose from."""
-        return ways_of(self.layout(table), rows=self.shapes()[table][0], hosts=self.hosts)
+        return ways_of(self.layout(table), rows=self.shapes[table][0], hosts=self.hosts)
 
     def dense_bytes(self) -> int:
         """What the towers' parameters take on every rank while they are trained."""
@@ -209,7 +229,7 @@ def _allowed(problem: Problem) -> dict[str, Allowed]:
         raise UserError(
             f"sharding.tables names {sorted(unknown)}, which are no tables of the dataset: {sorted(problem.lookups)}"
         )
-    shapes, allowed = table_shapes(problem.module), {}
+    shapes, allowed = problem.shapes, {}
     if not shapes:
         raise UserError(
             "the model has no tables: declare a feature that reads one (of kind 'id', 'category', 'categories' or "
@@ -217,16 +237,7 @@ def _allowed(problem: Problem) -> dict[str, Allowed]:
         )
     for table, lookups in problem.lookups.items():
         layout, (rows, dim) = problem.layout(table), shapes[table]
-        check_layout(
-            table,
-            layout,
-            rows=rows,
-            dim=dim,
-            optimizer=problem.optimizer,
-            device_type=problem.cluster.device.kind,
-            hosts=problem.hosts,
-            world_size=problem.cluster.world_size,
-        )
+        problem.check(table, layout)
         allowed[TABLE_PREFIX + table] = Allowed(
             ways=ways_of(layout, rows=rows, hosts=problem.hosts),
             lookups=tuple(max(mean, 0.01) for mean in lookups),
@@ -238,7 +249,7 @@ def _allowed(problem: Problem) -> dict[str, Allowed]:
 
 def _check_whole(problem: Problem, plan: Plan) -> None:
     """Every table of the model is in the plan, once, and its shards cover it."""
-    planned, wanted = sorted(table.name for table in plan.tables), sorted(table_shapes(problem.module))
+    planned, wanted = sorted(table.name for table in plan.tables), sorted(problem.shapes)
     if planned != wanted:
         raise AssertionError(f"the plan holds {planned}, the model {wanted}")
     for table in plan.tables:

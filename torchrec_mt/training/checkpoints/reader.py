@@ -12,7 +12,6 @@ from functools import partial
 from typing import IO, Any
 
 import torch
-import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
@@ -31,8 +30,6 @@ from torchrec_mt.training.checkpoints.layout import as_bytes, as_rows, checksum,
 
 _THREADS = 2
 """That read and check; a core does either at about the speed of the system's cache."""
-_AT_ONCE = 256 << 10
-"""Bytes that are checked while they are in the core's cache."""
 
 
 class PiecesLoadPlanner(DefaultLoadPlanner):
@@ -216,13 +213,9 @@ class Reader(StorageReader):
             raise self._damaged(name, f"cannot be read ({first_line(error)})") from None
 
     def _read(self, file: IO[Any], name: str, block: Block, target: memoryview) -> None:
-        found = xxhash.xxh3_128()
-        for start in range(0, len(target), _AT_ONCE):
-            part = target[start : start + _AT_ONCE]
-            if not read_into(file, block.begin + start, part):
-                raise self._damaged(name, "is damaged (it ends early)")
-            found.update(part)
-        if found.hexdigest() != block.digest:
+        if not read_into(file, block.begin, target):
+            raise self._damaged(name, "is damaged (it ends early)")
+        if checksum(target) != block.digest:
             end = block.begin + len(target)
             raise self._damaged(name, f"is damaged (the checksum of its bytes {block.begin:,} to {end:,} differs)")
 

@@ -85,7 +85,7 @@ def test_torchrec_says_less() -> None:
     )
     sharder = make_sharder(problem.sharding.communication, torch.device("cuda"))
     with pytest.raises(PlannerError, match="Increase the number of devices") as said:
-        planner.plan(problem.module, [sharder])  # type: ignore[list-item]
+        planner.plan(problem.module, [sharder])
     advice, _, last = str(said.value).partition("Last planner error")
     assert "big" not in advice
     assert "Shard size: (400000000, 64), offset: (0, 0), storage: Storage(hbm=104006488064, ddr=0, ssd=0)" in last

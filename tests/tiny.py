@@ -37,7 +37,7 @@ TASKS = {"find": ("query", "product"), "alike": ("product", "product"), "goes_wi
 
 
 def tiny_schema(dim: int = 16, id_dropout: float = 0.1) -> Schema:
-    pairs = GroupPairs(kind="groups", path="views.parquet", group=("session",), item="product")
+    pairs = GroupPairs(kind="groups", path="views.parquet", group=("session",), item="product", time="at")
     return Schema(
         tables={name: Table(dim=dim) for name in ("tokens", "product_id", "kind")},
         entities={
@@ -50,7 +50,7 @@ def tiny_schema(dim: int = 16, id_dropout: float = 0.1) -> Schema:
                 path="products.parquet",
                 id="id",
                 features={
-                    "id": IdFeature(kind="id", table="product_id", dropout=id_dropout),
+                    "product_id": IdFeature(kind="id", table="product_id", dropout=id_dropout),
                     "title": TextFeature(kind="text", columns=("title",), table="tokens", weights="idf"),
                     "kind": CategoryFeature(kind="category", column="kind", table="kind"),
                     "price": NumberFeature(kind="number", column="price"),
@@ -62,7 +62,13 @@ def tiny_schema(dim: int = 16, id_dropout: float = 0.1) -> Schema:
                 anchor="query",
                 candidate="product",
                 pairs=GivenPairs(
-                    kind="given", path="clicks.parquet", anchor="q", candidate="p", grade="g", negatives="shown"
+                    kind="given",
+                    path="clicks.parquet",
+                    anchor="q",
+                    candidate="p",
+                    grade="g",
+                    negatives="shown",
+                    time="at",
                 ),
             ),
             "alike": Task(anchor="product", candidate="product", pairs=pairs),
@@ -85,7 +91,7 @@ def write_tiny(path: Path, *, seed: int = 0, row_group: int = 32, train_pairs: i
     titles = _bags(rng, product_group)
     products = pa.table(
         {
-            "id": pa.array([[row + 1] for row in range(PRODUCTS)], pa.list_(pa.int32())),
+            "product_id": pa.array([[row + 1] for row in range(PRODUCTS)], pa.list_(pa.int32())),
             "title": pa.array(titles, pa.list_(pa.int32())),
             "title__weight": pa.array([[1.0 + t % 3 for t in bag] for bag in titles], pa.list_(pa.float32())),
             "title__text": pa.array([" ".join(f"t{t}" for t in bag) for bag in titles]),
@@ -112,7 +118,7 @@ def write_tiny(path: Path, *, seed: int = 0, row_group: int = 32, train_pairs: i
             count=PRODUCTS,
             cold=0,
             features={
-                "id": FeatureInfo(kind="id", table="product_id", mean_bag=1),
+                "product_id": FeatureInfo(kind="id", table="product_id", mean_bag=1),
                 "title": FeatureInfo(kind="text", table="tokens", weighted=True, mean_bag=3),
                 "kind": FeatureInfo(kind="category", table="kind", mean_bag=1),
                 "price": FeatureInfo(kind="number", width=1),

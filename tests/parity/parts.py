@@ -30,7 +30,7 @@ class PartMaker:
             lanes=PARTS,
         )
         self._makers = {name: PairMaker(dataset, name, signal.negatives, rules[name], self._sampler) for name in rules}
-        self._collator = Collator(dataset, id_dropout={("product", "id"): 0.3})
+        self._collator = Collator(dataset, id_dropout={("product", "product_id"): 0.3})
 
     def part(self, step: int, part: int) -> tuple[dict[str, TaskPairs], np.ndarray]:
         """Pairs and negatives of one part of a step's batch; the first holds far fewer distinct entities."""

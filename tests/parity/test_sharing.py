@@ -19,6 +19,7 @@ from tests.sharing_kinds import KINDS, OWN_TABLES, PER_TASK
 from tests.shop import shared_root
 from tests.tiny import TASKS, tiny_schema
 from tests.tiny_run import here, kept, logged, tiny_config, train_with_stops, write_tiny_dataset
+from torchrec_mt.balancing.balancer import Balancer
 from torchrec_mt.config import RunConfig
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
@@ -90,11 +91,11 @@ def train_a_little(folder: Path, name: str, batch: tuple[str, ...]) -> dict[str,
         model,
         Optimizers(config.optim, model, STEPS),
         objective=objective_for(config.model.sharing, sides, config.loss, config.negatives, ranks.device),
-        weights=dict.fromkeys(TASKS, 1.0),
+        balancer=Balancer(config.balancing, list(TASKS)),
         runtime=ranks,
         validate=lambda: {},
         log=lambda step, kind, values: None,
-        offending_path=folder / "unused",
+        offending_path=lambda: folder / "unused",
     )
     losses, gradients = [], {}
     for step, one in enumerate(islice(iter(reader), STEPS)):

@@ -125,7 +125,7 @@ def test_features_of_rows_are_those_of_the_entities_file(dataset: PreparedDatase
     batch = Collator(dataset).entities("product", ids)
     bags = batch.features.to_dict()
     for row, product in enumerate(ids):
-        for key, column in (("tokens/0", "title"), ("product_id/0", "id"), ("kind/0", "kind")):
+        for key, column in (("tokens/0", "title"), ("product_id/0", "product_id"), ("kind/0", "kind")):
             assert bags[key].to_dense()[row].tolist() == table[column][int(product)].as_py()
         weights = np.array(table["title__weight"][int(product)].as_py())
         start, stop = bags["tokens/0"].offsets()[row : row + 2].tolist()
@@ -144,7 +144,7 @@ def test_shares_and_expected_draws_of_every_column(dataset: PreparedDataset) -> 
 
 
 def test_id_dropout_depends_on_step_and_entity_not_on_the_batch(dataset: PreparedDataset) -> None:
-    collator = Collator(dataset, id_dropout={("product", "id"): 0.5})
+    collator = Collator(dataset, id_dropout={("product", "product_id"): 0.5})
 
     def dropped(ids: list[int], key: int) -> dict[int, bool]:
         batch = collator._batch({"product": np.array(ids)}, key, {}, {})

@@ -5,32 +5,22 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torchrec_mt.config import changed_keys, check_config, config_to_json
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError, first_line
 from torchrec_mt.retrieval.records import records_path
-from torchrec_mt.runs import MARK, RunFolder, write_atomic
-from torchrec_mt.training.keeper import BEST, has_checkpoint
+from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.training.keeper import BEST
 from torchrec_mt.workflows.evaluation import evaluate_here
 from torchrec_mt.workflows.grid_config import Cell, Grid
-from torchrec_mt.workflows.training import train_here
+from torchrec_mt.workflows.training import BESIDE, EXECUTION, kept_run, train_here
 from torchrec_mt.workflows.twin_plan import training_of, twin_tasks
 from torchrec_mt.workflows.twins import compare_with_twins
 
 PLAN = "grid.json"
 _FREE = ("methods", "seeds", "question")
 """What may be added to an experiment that has begun."""
-_NO_OTHER_MODEL = (
-    "evaluate.*",
-    "checkpoint.*",
-    "plan.*",
-    *(f"runtime.{key}" for key in ("device", "threads", "timeout_minutes")),
-    *(f"trainer.{key}" for key in ("log_every", "stuck_seconds", "pipeline")),
-    "reader.prefetch",
-)
 
 
 @dataclass(frozen=True)
@@ -106,8 +96,9 @@ def run_cells(
 
 
 def _run(cell: Cell, here: Runtime, show: bool, asked: Callable[[], bool]) -> list[Path]:
-    kept = on_main(lambda: _kept(cell))
-    outcome = train_here(cell.config, str(cell.place), here, resume=kept, overwrite=not kept, show=show, asked=asked)
+    place = str(cell.place)
+    kept = on_main(lambda: kept_run(place, cell.config, but=(*EXECUTION, *BESIDE)) is not None)
+    outcome = train_here(cell.config, place, here, resume=kept, overwrite=not kept, show=show, asked=asked)
     if outcome["interrupted"]:
         raise AskedToEndError(cell.place)
     return [_judge(RunFolder.open(str(cell.place)), cell, here)]
@@ -122,15 +113,6 @@ def _judge(run: RunFolder, cell: Cell, here: Runtime) -> Path:
         evaluate_here(run, cell.config, here, path=path)
         on_main(lambda: write_atomic(stamp, model))
     return records_path(path)
-
-
-def _kept(cell: Cell) -> bool:
-    """Whether the run that lies in the cell's place is the cell's, as far as it has come."""
-    run = RunFolder(cell.place, url="")
-    if not (cell.place / MARK).is_file() or not has_checkpoint(cell.config.checkpoint, run):
-        return False
-    settled: dict[str, Any] = json.loads(config_to_json(check_config(run.config_json(), where=str(cell.place))))
-    return not changed_keys(settled, cell.config, but=_NO_OTHER_MODEL)
 
 
 def _twins(cell: Cell, here: Runtime, show: bool, tell: Callable[[str], None], asked: Callable[[], bool]) -> list[Path]:

@@ -1,6 +1,7 @@
 """A training from a whole config: dataset, run folder and earlier run wired into `training.job`."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 
 from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_json, open_dataset
 from torchrec_mt.distributed.collectives import on_main
@@ -14,18 +15,23 @@ from torchrec_mt.training.job import train
 from torchrec_mt.training.keeper import checkpoints_path, has_checkpoint
 from torchrec_mt.training.warm_start import Earlier
 
-# Not what decides the meaning of a step, of the best validation so far, or which batches come.
-RESUMED = (
-    *(f"trainer.{key}" for key in ("epochs", "steps", "validations", "patience", "log_every", "stuck_seconds")),
-    "trainer.pipeline",
-    "checkpoint.*",
+EXECUTION = (
     *(f"runtime.{key}" for key in ("device", "threads", "timeout_minutes")),
-    "sharding.*",
-    "evaluate.*",
-    "plan.*",
+    *(f"trainer.{key}" for key in ("log_every", "stuck_seconds", "pipeline")),
     "reader.prefetch",
-    "dataset.path",
 )
+"""Keys of how steps are carried out."""
+PLACEMENT = ("sharding.*", "dataset.path")
+"""Keys of where things lie: they make no other model, but for the order of sums."""
+BESIDE = ("checkpoint.*", "evaluate.*", "plan.*")
+"""Keys that no step reads."""
+RESUMED = (
+    *(f"trainer.{key}" for key in ("epochs", "steps", "validations", "patience")),
+    *EXECUTION,
+    *PLACEMENT,
+    *BESIDE,
+)
+"""Not what decides the meaning of a step, of the best validation so far, or which batches come."""
 
 
 def train_here(
@@ -85,6 +91,20 @@ def train_here(
         return outcome
     finally:
         run.release()
+
+
+def kept_run(place: str, config: RunConfig, *, but: Sequence[str]) -> RunFolder | None:
+    """The run at a place as far as it has come; None where nothing of this config can be gone on with.
+
+    Args:
+        but: keys that may differ.
+    """
+    folder = Output(place, mark=MARK, parts=PARTS).folder()
+    run = RunFolder(folder, url=place if is_url(place) else "")
+    if not (folder / MARK).is_file() or not has_checkpoint(config.checkpoint, run):
+        return None
+    settled = json.loads(config_to_json(check_config(run.config_json(), where=place)))
+    return None if changed_keys(settled, config, but=but) else run
 
 
 def _earlier(path: str) -> Earlier:

@@ -9,26 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_json
+from torchrec_mt.config import RunConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.retrieval.comparison import FORMAT, Judgement, alike, compare_tasks
 from torchrec_mt.retrieval.records import records_path
-from torchrec_mt.runs import MARK, PARTS, TWINS_COMPARISON, RunFolder, write_atomic
-from torchrec_mt.storage import Output, is_url, push_back
-from torchrec_mt.training.keeper import BEST, has_checkpoint
+from torchrec_mt.runs import TWINS_COMPARISON, RunFolder, write_atomic
+from torchrec_mt.storage import push_back
+from torchrec_mt.training.keeper import BEST
 from torchrec_mt.training.trained import lanes_of
 from torchrec_mt.workflows.evaluation import evaluate_here
-from torchrec_mt.workflows.training import train_here
+from torchrec_mt.workflows.training import BESIDE, EXECUTION, PLACEMENT, kept_run, train_here
 from torchrec_mt.workflows.twin_plan import Twin, planned_twins, training_of
 
 SETTABLE = (
     *(f"evaluate.{key}" for key in ("split", "max_anchors", "metrics", "vectors")),
-    *(f"runtime.{key}" for key in ("device", "threads", "timeout_minutes")),
-    "sharding.*",
-    "reader.prefetch",
-    *(f"trainer.{key}" for key in ("log_every", "stuck_seconds", "pipeline")),
-    "dataset.path",
+    *EXECUTION,
+    *PLACEMENT,
 )
 """What may differ between a run and its twins: it makes no other model, but for the order of sums."""
 
@@ -81,8 +78,8 @@ def _train(
     Args:
         digest: of the dataset.
     """
-    kept = on_main(lambda: _kept(twin, digest))
-    if kept is not None and lanes_of(kept, twin.config.checkpoint) != twin.lanes:
+    kept = on_main(lambda: kept_run(twin.place, twin.config, but=(*EXECUTION, *PLACEMENT, *BESIDE)))
+    if kept and (kept.dataset_digest != digest or lanes_of(kept, twin.config.checkpoint) != twin.lanes):
         kept = None
     steps, pairs = twin.config.trainer.steps, twin.config.reader.batch_size * twin.lanes
     tell(f"twin of {twin.task}: up to {steps:,} steps of {twin.config.trainer.accumulate * pairs:,} pairs")
@@ -99,17 +96,6 @@ def _train(
     if "nothing_left" in outcome:
         tell(f"twin of {twin.task}: trained before, kept")
     return outcome
-
-
-def _kept(twin: Twin, digest: str) -> RunFolder | None:
-    """The twin's run as far as it has come; None where nothing of this config and dataset can be gone on with."""
-    folder = Output(twin.place, mark=MARK, parts=PARTS).folder()
-    run = RunFolder(folder, url=twin.place if is_url(twin.place) else "")
-    if not (folder / MARK).is_file() or not has_checkpoint(twin.config.checkpoint, run):
-        return None
-    settled = json.loads(config_to_json(check_config(run.config_json(), where=twin.place)))
-    changed = changed_keys(settled, twin.config, but=(*SETTABLE, "evaluate.*", "checkpoint.*"))
-    return None if changed or run.dataset_digest != digest else run
 
 
 def _judge(run: RunFolder, config: RunConfig, here: Runtime) -> Path:

@@ -1,9 +1,12 @@
 """Whether losses, negatives and data agree, asked before a run begins; and what the losses want of the reader."""
 
-from torchrec_mt.data.negatives import Memory, NegativesConfig
+from pathlib import Path
+
+from torchrec_mt.data.negatives import Memory, Mined, NegativesConfig
 from torchrec_mt.data.task_pairs import PairRules
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig, SoftmaxLoss
+from torchrec_mt.runs import RunFolder
 from torchrec_mt.schema import GivenPairs, Schema, Task
 
 _ALWAYS = ("in_batch", "uniform", "popularity")
@@ -58,3 +61,23 @@ def check_sources(negatives: NegativesConfig, schema: Schema, steps: int) -> Non
                     f"negatives: the memory of task '{name}' waits for warmup = {source.warmup} steps, but the run has "
                     f"only {steps}: lower warmup, or leave the source out"
                 )
+
+
+def check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
+    """Refuses to replace the run whose mined negatives it is trained with.
+
+    Raises:
+        UserError: naming the negatives.
+    """
+    for source in [source for sources in (negatives.sources, *negatives.tasks.values()) for source in sources]:
+        if run.is_aside and isinstance(source, Mined) and _is_in(run, source.path):
+            raise UserError(
+                f"the run in '{run.where}' would be replaced with its mined negatives, '{source.path}', which this "
+                "training takes: give another --output"
+            )
+
+
+def _is_in(run: RunFolder, path: str) -> bool:
+    if run.url:
+        return path.startswith(f"{run.url}/")
+    return Path(path).resolve().is_relative_to(run.place.resolve())

@@ -4,13 +4,12 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from torchrec_mt.balancing.balancer import Balancer
 from torchrec_mt.balancing.config import BalancingConfig
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import Manifest, PreparedDataset
-from torchrec_mt.data.negatives import Mined, NegativesConfig
+from torchrec_mt.data.negatives import NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import telling_lost_ranks
@@ -22,7 +21,7 @@ from torchrec_mt.models.two_tower import ModelConfig
 from torchrec_mt.runs import TRAINING, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.storage import Output
-from torchrec_mt.training.agreement import check_sources, pair_rules
+from torchrec_mt.training.agreement import check_mined, check_sources, pair_rules
 from torchrec_mt.training.assemble import build_model, size_of
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
@@ -40,7 +39,7 @@ from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.own_candidates import objective_for
 from torchrec_mt.training.run_state import Restored, RunState
 from torchrec_mt.training.tracking import check_tracking, tracked
-from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
+from torchrec_mt.training.trainer import GiveUp, Progress, Trainer, TrainerConfig
 from torchrec_mt.training.validation import validate, validated_tasks
 from torchrec_mt.training.warm_start import Earlier, describe, warm_start
 from torchrec_mt.training.watchdog import Watchdog
@@ -75,6 +74,7 @@ def train(
     progress: Progress,
     output: Output,
     asked: Callable[[], bool] = lambda: False,
+    give_up: GiveUp | None = None,
     resume: bool = False,
     earlier: Earlier | None = None,
     lanes: int | None = None,
@@ -86,7 +86,8 @@ def train(
 
     Args:
         output: what pushes the run folder to its URL.
-        asked: whether this rank was asked to end. resume: go on from the newest whole checkpoint of the run.
+        asked: whether this rank was asked to end. give_up: whether to end here, asked on the main rank after each
+            validation but the last. resume: go on from the newest whole checkpoint of the run.
         earlier: a new run starts from this one's weights. lanes: in which a new run's batches are read; None: as many
             as there are ranks.
 
@@ -94,7 +95,7 @@ def train(
         UserError: what does not fit, or cannot be read or written; another rank that is there no longer.
     """
     check_metric(trainer_config.metric, validated_tasks(dataset, schema))
-    _check_mined(negatives, run)
+    check_mined(negatives, run)
     on_main(lambda: check_tracking(trainer_config.tracking))
     balancer = Balancer(balancing, list(schema.trained_tasks))
     store = CheckpointStore(checkpoints_path(checkpoint, run), keep=checkpoint.keep)
@@ -165,6 +166,7 @@ def train(
             offending_path=lambda: run.offending_path,
             keep=keeper,
             asked=asked,
+            give_up=give_up,
             progress=progress,
         )
         with (
@@ -268,22 +270,6 @@ def _tell(restored: Restored, progress: Progress) -> None:
     if not restored.report.is_plain:
         progress.warning(restored.step, restored.report.text())
     progress.resumed(restored.step, restored.path, best=restored.stop.best)
-
-
-def _check_mined(negatives: NegativesConfig, run: RunFolder) -> None:
-    """Refuses to replace the run whose mined negatives it is trained with."""
-    for source in [source for sources in (negatives.sources, *negatives.tasks.values()) for source in sources]:
-        if run.is_aside and isinstance(source, Mined) and _is_in(run, source.path):
-            raise UserError(
-                f"the run in '{run.where}' would be replaced with its mined negatives, '{source.path}', which this "
-                "training takes: give another --output"
-            )
-
-
-def _is_in(run: RunFolder, path: str) -> bool:
-    if run.url:
-        return path.startswith(f"{run.url}/")
-    return Path(path).resolve().is_relative_to(run.place.resolve())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from torchrec_mt.balancing.balancer import Balancer
 from torchrec_mt.batch import Batch
-from torchrec_mt.distributed.collectives import from_main, gather_numbers
+from torchrec_mt.distributed.collectives import from_main, gather_numbers, on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import require, within
 from torchrec_mt.training.alarms import COLLAPSED, spread
@@ -73,6 +73,10 @@ class TrainerConfig:
             batches_per_epoch: of all ranks together, until as many pairs have passed as the training split holds.
         """
         return self.steps or max(1, round(self.epochs * batches_per_epoch / self.accumulate))
+
+
+GiveUp = Callable[[int, int, float], bool]
+"""Whether a training is to end at a validation, of which it is told the step, the steps of the whole run, the value."""
 
 
 class Progress(Protocol):
@@ -137,6 +141,7 @@ class Trainer:
         offending_path: where the batch goes that breaks the run, asked when there is one.
         keep: takes checkpoints; none are kept without it. asked: whether this rank was asked to end; what one rank was
             asked, all do, after the step that they are in.
+        give_up: asked on the main rank after each validation at which the training would go on; given on all or none.
     """
 
     def __init__(
@@ -153,8 +158,10 @@ class Trainer:
         offending_path: Callable[[], str | Path],
         keep: "Keep | None" = None,
         asked: Callable[[], bool] | None = None,
+        give_up: GiveUp | None = None,
         progress: Progress | None = None,
     ) -> None:
+        self._give_up = give_up
         self._config, self.model, self.optimizers = config, model, optimizers
         self._runtime, self._validate, self._log = runtime, validate, log
         self._progress, self._keep = progress, keep or _Nothing()
@@ -189,13 +196,17 @@ class Trainer:
                     self._log_step(step, steps, losses, pairs)
                 value = self._validation(step, stop) if step in validate_at else None
                 interrupted = self.steps.is_asked and step < steps
-                ends = step == steps or stop.should_stop
+                ends = step == steps or stop.should_stop or self._gives_up(step, steps, value)
                 if value is not None or ends or interrupted or self._keep.is_due(step):
                     self.steps.clock.enter("checkpoint")
                     self._keep.save(step, stop, value=value, last=ends)
                 if ends or interrupted:
                     return Taken(step, stop, interrupted and not ends)
         return Taken(step, stop)
+
+    def _gives_up(self, step: int, steps: int, value: float | None) -> bool:
+        give_up = self._give_up
+        return give_up is not None and value is not None and on_main(lambda: give_up(step, steps, value))
 
     def _log_step(self, step: int, steps: int, losses: Metrics, pairs: int) -> None:
         phases = self.steps.clock.read()

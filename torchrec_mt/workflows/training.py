@@ -13,6 +13,7 @@ from torchrec_mt.runs import MARK, PARTS, RunFolder, restarted
 from torchrec_mt.storage import Output, is_url
 from torchrec_mt.training.job import train
 from torchrec_mt.training.keeper import checkpoints_path, has_checkpoint
+from torchrec_mt.training.trainer import GiveUp
 from torchrec_mt.training.warm_start import Earlier
 
 EXECUTION = (
@@ -45,6 +46,7 @@ def train_here(
     lanes: int | None = None,
     show: bool = True,
     asked: Callable[[], bool] = lambda: False,
+    give_up: GiveUp | None = None,
 ) -> dict[str, object]:
     """Trains into a run folder, in a job that was joined already and by a schema that was checked.
 
@@ -53,7 +55,8 @@ def train_here(
     Args:
         resume: go on with the run in the folder. init_from: a run whose weights a new one starts from.
         lanes: in which a new run's batches are read; None: as many as there are ranks.
-        asked: whether this rank was asked to end.
+        asked: whether this rank was asked to end. give_up: whether to end here, asked on the main rank after each
+            validation but the last; given on all ranks or none.
     """
     dataset, schema = open_dataset(config)
     output = Output(run_path, mark=MARK, parts=PARTS)
@@ -83,6 +86,7 @@ def train_here(
                 progress=progress,
                 output=output,
                 asked=asked,
+                give_up=give_up,
                 resume=again,
                 earlier=earlier,
                 lanes=lanes,

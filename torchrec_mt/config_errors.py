@@ -28,7 +28,7 @@ def explain(error: ValidationError, raw: dict[str, Any], kinds: Mapping[str, str
                 case "unexpected_keyword_argument":
                     line = f"unknown key '{place.key}'"
                 case "value_error":
-                    line = f"{place.key}.{item['ctx']['error']}"
+                    line = f"{place.key}.{item['ctx']['error']}".removeprefix(".")
                 case "missing":
                     line = f"key '{place.key}' is missing"
                 case _:

@@ -12,6 +12,7 @@ import pytest
 
 from torchrec_mt.config import RunConfig, load_config
 from torchrec_mt.workflows.grid_config import cells_of, load_grid
+from torchrec_mt.workflows.sweep_config import load_sweep
 
 DOCUMENTS = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
 DEMO = Path("launch/demo.toml")
@@ -183,6 +184,8 @@ def test_examples_are_toml_and_whole_ones_load(name: str, block: str, tmp_path: 
     (tmp_path / "example.toml").write_text(block)
     if block.startswith("question ="):
         assert cells_of(load_grid(str(tmp_path / "example.toml")))
+    elif block.startswith("goal ="):
+        assert load_sweep(str(tmp_path / "example.toml"))
     elif "[dataset]" in block:
         assert load_config([tmp_path / "example.toml"]).dataset.tasks
     elif "[dataset" not in block:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_schema
-from tests.tiny_run import BASE, here, logged, stopping, write_tiny_dataset
+from tests.tiny_run import BASE, StoppedError, here, logged, stopping, write_tiny_dataset
 from torchrec_mt.config import check_config, config_to_json, load_config, open_dataset
 from torchrec_mt.data.dataset import declaration_json
 from torchrec_mt.distributed.runtime import runtime
@@ -136,6 +136,8 @@ def test_it_goes_on(base: Path, whole: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(UserError, match="is being trained by process"):
         main([file])
     held.release()
+    with stopping("fail", 8), pytest.raises(StoppedError):  # as a killed program would be
+        main([file])
     assert main([file, "--json"]) == 0
     assert essence(output) == essence(whole)
     for one in results(whole)["trials"]:

@@ -290,8 +290,8 @@ def test_the_best_is_of_finished_trials(tmp_path: Path) -> None:
     Console(file=shown, width=80).print(sweep_tables(results))
     lines = [" ".join(line.split()) for line in shown.getvalue().splitlines()]
     assert lines[0] == "The best rate."
-    assert "trial dense_rate Recall@100 steps minutes" in lines
-    assert lines.index("3 0.01235 .2500 7 1.5") < lines.index("0 0.001 .2000 7 1.0")
+    assert "trial Recall@100 steps minutes values" in lines
+    assert lines.index("3 .2500 7 1.5 dense_rate 0.01235") < lines.index("0 .2000 7 1.0 dense_rate 0.001")
     assert "trials: 2 complete, 1 pruned, 1 failed, 1 running" in lines
     assert "trial 2 failed: the loss is no finite number" in lines
     assert "as the best of 2" in shown.getvalue()
@@ -300,7 +300,7 @@ def test_the_best_is_of_finished_trials(tmp_path: Path) -> None:
 
 def test_names_are_as_long_as_it_takes() -> None:
     keys = ["optim.dense_rate", "model.hidden", "loss.hidden", "hidden"]
-    assert short_names(keys) == ["dense_rate", "model.hidden", "loss.hidden", "hidden"]
+    assert short_names(keys) == dict(zip(keys, ["dense_rate", "model.hidden", "loss.hidden", "hidden"], strict=True))
 
 
 def test_what_makes_trials_comparable_stays(tmp_path: Path) -> None:

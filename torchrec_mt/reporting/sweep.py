@@ -11,37 +11,36 @@ from torchrec_mt.reporting.trimmed import Trimmed
 
 _SHOWN = 10
 """Best trials."""
-_WIDEST = 24
-"""Columns of a value: a table is cut."""
 
 
 def sweep_tables(results: Mapping[str, Any]) -> RenderableType:
     """The best finished trials with their values, steps and minutes, and below them what there is to know of them."""
     finished = [one for one in results["trials"] if one["state"] == "complete"]
     finished = sorted(finished, key=lambda one: -one["value"])[:_SHOWN]
-    keys = list(results["plan"]["keys"])
+    names = short_names(list(results["plan"]["keys"]))
     table = plain_table("best trials on the validation split", "trial", gap=2)
-    for title in short_names(keys):
-        table.add_column(title, justify="right", overflow="ellipsis", no_wrap=True, max_width=_WIDEST)
     for title in (metric_title(results["metric"]), "steps", "minutes"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("values", overflow="fold")
     for one in finished:
-        values = [_shown(one["values"][key]) for key in keys]
-        table.add_row(str(one["trial"]), *values, decimals(one["value"]), f"{one['steps']:,}", f"{one['minutes']:.1f}")
+        values = ", ".join(f"{name} {_shown(one['values'][key])}" for key, name in names.items())
+        table.add_row(
+            str(one["trial"]), decimals(one["value"]), f"{one['steps']:,}", f"{one['minutes']:.1f}", Text(values)
+        )
     parts: list[RenderableType] = [Text(results["goal"], style="bold"), Text()]
     if finished:
         parts += [table, Text()]
     return Trimmed(Group(*parts, *(Text(line, style="dim") for line in notes(results))))
 
 
-def short_names(keys: Sequence[str]) -> list[str]:
-    """As much of the end of each dotted key as tells it from the others."""
-    names = []
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Of each dotted key as much of its end as tells it from the others."""
+    names = {}
     for key in keys:
         parts = key.split(".")
         ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        others = [other for other in keys if other != key]
-        names.append(next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), key))
+        others = [f".{other}" for other in keys if other != key]
+        names[key] = next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), key)
     return names
 
 

@@ -1,6 +1,7 @@
 """What a sweep found: its trials, the best of them, and that one as a config file."""
 
 import json
+import textwrap
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ def best_toml(sweep: Sweep, results: Mapping[str, Any], found: Mapping[str, str]
         f"{' '.join(sweep.goal.split())}",
         f"Trial {best['trial']}: {results['metric']} = {best['value']:.4f} on the validation split.",
         f"  torchrec-mt train {' '.join(sweep.base)} {sweep.output}/best.toml",
-        f"It was {results['note']}:",
+        *textwrap.wrap(f"It was {results['note']}:", 116),
         f"  torchrec-mt evaluate {best['run']}",
     ]
     return "\n".join([*(f"# {line}" for line in comments), *toml_lines(sweep.overlay(found))]) + "\n"

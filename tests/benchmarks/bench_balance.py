@@ -19,9 +19,10 @@ from rich.table import Table
 from tests.benchmarks.bench_step import Ours
 from tests.benchmarks.dataset import THREE_TASKS, write_bench_dataset
 from torchrec_mt.balancing.balancer import Balancer
-from torchrec_mt.balancing.config import (
+from torchrec_mt.balancing.choice import Method
+from torchrec_mt.balancing.config import BalancingConfig
+from torchrec_mt.balancing.methods import (
     AlignedMtl,
-    BalancingConfig,
     CaGrad,
     Dwa,
     Famo,
@@ -29,7 +30,6 @@ from torchrec_mt.balancing.config import (
     ImtlG,
     Log,
     MetaBalance,
-    Method,
     Mgda,
     MultiBalance,
     NashMtl,

@@ -26,7 +26,8 @@ from tests.saved import load_model, save_model
 from tests.tiny import PRODUCTS, QUERIES, TASKS, tiny_schema, write_tiny
 from tests.tiny_trainer import MODEL, OPTIM, tiny_trainer
 from torchrec_mt.balancing.balancer import Balancer
-from torchrec_mt.balancing.config import BalancingConfig, Famo, GradNorm, Mgda, NashMtl, PcGrad, Static, UpGrad
+from torchrec_mt.balancing.config import BalancingConfig
+from torchrec_mt.balancing.methods import Famo, GradNorm, Mgda, NashMtl, PcGrad, Static, UpGrad
 from torchrec_mt.batch import Batch
 from torchrec_mt.data.collate import TaskPairs
 from torchrec_mt.data.dataset import PreparedDataset

@@ -5,28 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_mt.balancing import gradients, losses
-from torchrec_mt.balancing.config import (
-    AlignedMtl,
-    BalancingConfig,
-    CaGrad,
-    Dwa,
-    Famo,
-    GradientMethod,
-    GradNorm,
-    ImtlG,
-    Log,
-    MetaBalance,
-    Mgda,
-    MultiBalance,
-    NashMtl,
-    PcGrad,
-    Static,
-    Uncertainty,
-    UpGrad,
-)
-from torchrec_mt.balancing.gradients import Matrix, of_moving_tasks
+from torchrec_mt.balancing.choice import GradientMethod, weigh
+from torchrec_mt.balancing.config import BalancingConfig
+from torchrec_mt.balancing.gradients import Matrix
 from torchrec_mt.balancing.losses import State, Vector
+from torchrec_mt.balancing.methods import MetaBalance
 from torchrec_mt.errors import UserError
 
 
@@ -69,7 +52,14 @@ class Balancer:
             self._gram_TT = average * self._gram_TT + (1 - average) * np.array(gram_TT, float)
             self._looks += 1
         if gram_TT is not None or not isinstance(self.config.method, GradientMethod):
-            self._factor_T, self._state = self._weigh(np.array(losses_T, float))
+            self._factor_T, self._state = weigh(
+                self.config.method,
+                np.array(losses_T, float),
+                self._gram_TT,
+                self._state,
+                tasks=self.tasks,
+                looks=self._looks,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON."""
@@ -96,38 +86,3 @@ class Balancer:
                 )
         self._factor_T, self._gram_TT = np.array(state["factors"]), np.array(state["gram"])
         self._looks, self._state = state["looks"], state["state"]
-
-    def _weigh(self, losses_T: Vector) -> tuple[Vector, State]:
-        """The method's weights and what it remembers next."""
-        state, gram_TT = self._state, self._gram_TT
-        match self.config.method:
-            case Static():
-                return self._factor_T, state
-            case Uncertainty() as method:
-                return losses.uncertainty(method, losses_T, state)
-            case Dwa() as method:
-                return losses.dwa(method, losses_T, state)
-            case Log():
-                return losses.log(losses_T), state
-            case Famo() as method:
-                return losses.famo(method, losses_T, state)
-            case GradNorm() as method:
-                return gradients.gradnorm(method, losses_T, gram_TT, state)
-            case MultiBalance() as method:
-                return gradients.multibalance(method, gram_TT, state)
-            case MetaBalance() as method:
-                return gradients.metabalance(method, gram_TT, self.tasks.index(method.target)), state
-            case PcGrad():
-                return of_moving_tasks(lambda gram: gradients.pcgrad(gram, self._looks), gram_TT), state
-            case CaGrad() as method:
-                return of_moving_tasks(lambda gram: gradients.cagrad(method, gram), gram_TT), state
-            case Mgda():
-                return of_moving_tasks(gradients.mgda, gram_TT), state
-            case NashMtl():
-                return of_moving_tasks(gradients.nash_mtl, gram_TT), state
-            case UpGrad():
-                return of_moving_tasks(gradients.upgrad, gram_TT), state
-            case AlignedMtl():
-                return of_moving_tasks(gradients.aligned_mtl, gram_TT), state
-            case ImtlG():
-                return of_moving_tasks(gradients.imtl_g, gram_TT), state

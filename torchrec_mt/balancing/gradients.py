@@ -21,8 +21,8 @@ from torchjd.aggregation import (
 )
 from torchjd.linalg import DualConeProjector
 
-from torchrec_mt.balancing.config import CaGrad, GradNorm, MetaBalance, MultiBalance
 from torchrec_mt.balancing.losses import LEAST_LOSS, State, Vector
+from torchrec_mt.balancing.methods import CaGrad, GradNorm, MetaBalance, MultiBalance
 
 Matrix = NDArray[np.float64]
 

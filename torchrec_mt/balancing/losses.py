@@ -6,7 +6,7 @@ All expect losses above 0. Weights are such that a task with nothing special abo
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_mt.balancing.config import Dwa, Famo, Uncertainty
+from torchrec_mt.balancing.methods import Dwa, Famo, Uncertainty
 
 Vector = NDArray[np.float64]
 State = dict[str, list[float]]

@@ -10,10 +10,7 @@ import torch
 from torch import nn
 
 from torchrec_mt.errors import UserError
-from torchrec_mt.models.sharing.adatt import AdaTT
-from torchrec_mt.models.sharing.mmoe import Mmoe
 from torchrec_mt.models.sharing.parts import Parts
-from torchrec_mt.models.sharing.ple import Ple
 from torchrec_mt.models.spec import ModelSpec
 from torchrec_mt.models.two_tower import ModelConfig, dense_modules
 
@@ -130,20 +127,14 @@ def _count(parts: Parts, scales: nn.Module) -> int:
 
 def _widths(config: ModelConfig) -> dict[str, int]:
     """What is scaled, by key."""
-    widths = {"hidden": config.hidden, "task_hidden": config.task_hidden}
-    match config.sharing:
-        case Mmoe() | Ple() | AdaTT():
-            return {**widths, "sharing.expert_hidden": config.sharing.expert_hidden}
-        case _:
-            return widths
+    own = {f"sharing.{key}": getattr(config.sharing, key) for key in config.sharing.widths}
+    return {"hidden": config.hidden, "task_hidden": config.task_hidden, **own}
 
 
 def _scaled(config: ModelConfig, factor: float) -> ModelConfig:
     widths = {key: max(1, min(_WIDEST, round(factor * width))) for key, width in _widths(config).items()}
-    sharing = config.sharing
-    match sharing:
-        case Mmoe() | Ple() | AdaTT():
-            sharing = replace(sharing, expert_hidden=widths["sharing.expert_hidden"])
+    own: Any = {key: widths[f"sharing.{key}"] for key in config.sharing.widths}  # other keys for each architecture
+    sharing = replace(config.sharing, **own)
     return replace(config, hidden=widths["hidden"], task_hidden=widths["task_hidden"], sharing=sharing)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from torchrec_mt.balancing.balancer import Balancer
-from torchrec_mt.balancing.config import (
+from torchrec_mt.balancing.choice import Method
+from torchrec_mt.balancing.config import BalancingConfig
+from torchrec_mt.balancing.methods import (
     AlignedMtl,
-    BalancingConfig,
     CaGrad,
     Dwa,
     Famo,
@@ -17,7 +18,6 @@ from torchrec_mt.balancing.config import (
     ImtlG,
     Log,
     MetaBalance,
-    Method,
     Mgda,
     MultiBalance,
     NashMtl,

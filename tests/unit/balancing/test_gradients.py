@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from torchrec_mt.balancing import gradients
-from torchrec_mt.balancing.config import CaGrad, GradNorm, MetaBalance, MultiBalance
 from torchrec_mt.balancing.gradients import Matrix, of_moving_tasks
 from torchrec_mt.balancing.losses import Vector
+from torchrec_mt.balancing.methods import CaGrad, GradNorm, MetaBalance, MultiBalance
 
 METHODS: dict[str, Callable[[Matrix], Vector]] = {
     "pcgrad": lambda gram: gradients.pcgrad(gram, 0),

@@ -6,8 +6,8 @@ import torch
 from torchjd.scalarization import DWA, UW
 
 from torchrec_mt.balancing import losses
-from torchrec_mt.balancing.config import Dwa, Famo, Uncertainty
 from torchrec_mt.balancing.losses import State
+from torchrec_mt.balancing.methods import Dwa, Famo, Uncertainty
 
 STEPS = np.random.default_rng(0).uniform(0.2, 2, (40, 3)) * np.linspace(1, 0.3, 40)[:, None]
 

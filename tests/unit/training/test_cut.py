@@ -10,7 +10,8 @@ import torch
 
 from tests.tiny import PRODUCTS, TASKS, tiny_schema
 from tests.tiny_trainer import LOSSES, MODEL, tiny_batches, tiny_trainer
-from torchrec_mt.balancing.config import BalancingConfig, Static, UpGrad
+from torchrec_mt.balancing.config import BalancingConfig
+from torchrec_mt.balancing.methods import Static, UpGrad
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import InBatch, NegativesConfig, Sampler

@@ -23,6 +23,7 @@ class AdaTT:
 
     shared_tables: ClassVar[bool] = True
     own_tables: ClassVar[bool] = False
+    widths: ClassVar[tuple[str, ...]] = ("expert_hidden",)
 
     kind: Literal["adatt"] = "adatt"
     levels: int = 1

@@ -22,6 +22,7 @@ class Conditioned:
     shared_tables: ClassVar[bool] = True
     own_tables: ClassVar[bool] = False
     candidate_side: ClassVar[bool] = False
+    widths: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["conditioned"] = "conditioned"
     lhuc: bool = False

@@ -22,6 +22,7 @@ class Mmoe:
 
     shared_tables: ClassVar[bool] = True
     own_tables: ClassVar[bool] = False
+    widths: ClassVar[tuple[str, ...]] = ("expert_hidden",)
 
     kind: Literal["mmoe"] = "mmoe"
     experts: int = 4

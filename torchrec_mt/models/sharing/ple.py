@@ -29,6 +29,7 @@ class Ple:
 
     shared_tables: ClassVar[bool] = True
     own_tables: ClassVar[bool] = False
+    widths: ClassVar[tuple[str, ...]] = ("expert_hidden",)
 
     kind: Literal["ple"] = "ple"
     levels: int = 1

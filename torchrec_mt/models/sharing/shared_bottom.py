@@ -20,6 +20,7 @@ class SharedBottom:
 
     shared_tables: ClassVar[bool] = True
     own_tables: ClassVar[bool] = False
+    widths: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["shared_bottom"] = "shared_bottom"
     candidate_side: bool = False

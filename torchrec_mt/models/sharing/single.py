@@ -19,6 +19,7 @@ class Single:
     shared_tables: ClassVar[bool] = False
     own_tables: ClassVar[bool] = True
     candidate_side: ClassVar[bool] = False
+    widths: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["single"] = "single"
 

@@ -25,6 +25,7 @@ class Stem:
     shared_tables: ClassVar[bool] = True
     own_tables: ClassVar[bool] = True
     candidate_side: ClassVar[bool] = False
+    widths: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["stem"] = "stem"
 

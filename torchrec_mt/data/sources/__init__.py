@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import assert_never
 
 from torchrec_mt.data.sources.bundlerec import BundleRec, write_bundlerec
 from torchrec_mt.data.sources.complete_journey import CompleteJourney, write_complete_journey
@@ -70,4 +71,6 @@ def materialise(source: Source, folder: Path, paths: Sequence[str]) -> tuple[Pat
             write_complete_journey(source, folder)
         case Icecat():
             write_icecat(source, folder)
+        case _:
+            assert_never(source)
     return folder, json.dumps(asdict(source), sort_keys=True)

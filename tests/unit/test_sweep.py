@@ -97,6 +97,7 @@ def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:
         ('"model.hidden"', '"trainer.steps"', "toml: keys.trainer.steps = 'trainer.steps': must be apart from"),
         ('"model.hidden"', '"balancing"', "keys.balancing = 'balancing': must be apart from 'balancing.every'"),
         ('output = "', 'output = "s3://bucket/', "must be a folder here"),
+        ('"trainer.steps=7"', '"checkpoint.folder=x"', "checkpoint.folder = 'x': all trials would write there"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sweep(tmp_path: Path, old: str, new: str, said: str) -> None:

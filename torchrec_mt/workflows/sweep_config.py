@@ -206,16 +206,22 @@ def load_sweep(file: str) -> Sweep:
     values of the other keys.
 
     Raises:
-        UserError: what `load_as` refuses; a value that makes no config; no config without pruning's validations.
+        UserError: what `load_as` refuses; a value that makes no config; fewer validations than pruning wants; one
+            folder of checkpoints for all trials.
     """
     sweep = load_as(Sweep, file)
     for key, choice in sweep.keys.items():
         for text in choice.bounds:
             _check_value(file, sweep, key, text)
-    validations = sweep.config({}).trainer.validations
-    if isinstance(sweep.pruning, HyperbandPruning) and sweep.pruning.least > validations:
+    base = sweep.config({})
+    least = sweep.pruning.least if isinstance(sweep.pruning, HyperbandPruning) else 0
+    if least > base.trainer.validations:
         raise UserError(
-            f"{file}: pruning.least = {sweep.pruning.least}: a trial has only trainer.validations = {validations}"
+            f"{file}: pruning.least = {least}: a trial has only trainer.validations = {base.trainer.validations}"
+        )
+    if base.checkpoint.folder:
+        raise UserError(
+            f"{file}: checkpoint.folder = {base.checkpoint.folder!r}: all trials would write there; leave it out"
         )
     return sweep
 

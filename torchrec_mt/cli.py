@@ -19,6 +19,7 @@ PROGRAMS = {
     "evaluate": "score a run and the baselines over the whole catalogue",
     "twins": "train one model per task beside a run's one for all, and compare them",
     "compare": "compare the models of two evaluated runs, anchor by anchor",
+    "export": "write a run's vectors as Parquet, for whatever serves them",
     "indexes": "measure approximate indexes on a run's vectors, and recommend one",
 }
 

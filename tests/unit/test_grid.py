@@ -123,6 +123,13 @@ def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
     assert "low" not in results["curves"]["loss"]["search"]["good"], "there is no band"
 
 
+def test_a_method_with_fewer_seeds_is_marked(results: dict[str, Any]) -> None:
+    results["tasks"]["search"]["good"]["num_seeds"] = 1
+    text = grid_markdown(results)
+    assert "|   good (1 of 2 seeds) | " in text
+    assert "|   good | " in text
+
+
 def test_one_method_is_compared_with_nothing(tmp_path: Path) -> None:
     results = experiment(tmp_path, methods=("plain",), failed=False)
     assert (results["gain"], results["tasks"]["search"].keys()) == ({}, {"plain"})

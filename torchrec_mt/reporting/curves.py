@@ -59,8 +59,12 @@ class Scale:
 
 
 def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers, at most so many and one more, from one that is no more than `low` to one no less than `high`."""
-    span = high - low or abs(high) or 1.0
+    """Round numbers, at most so many and one more, from one that is no more than `low` to one no less than `high`; on
+    both sides of a lone value."""
+    if low == high:
+        aside = 0.05 * abs(low) or 0.5
+        low, high = low - aside, high + aside
+    span = high - low
     unit = 10.0 ** math.floor(math.log10(span / (most - 1)))
     step = next(unit * one for one in (1, 2, 2.5, 5, 10) if unit * one >= span / (most - 1) * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -70,7 +70,10 @@ def _by_task(results: Mapping[str, Any]) -> Section:
     for task, methods in results["tasks"].items():
         rows.append([f"{task} ({num_anchors(methods):,})", *([""] * len(results["metrics"]))])
         rows += [
-            [f"  {name}", *(_cell(found["metrics"][metric]) for metric in results["metrics"])]
+            [
+                f"  {name}{fewer_seeds(results, found)}",
+                *(_cell(found["metrics"][metric]) for metric in results["metrics"]),
+            ]
             for name, found in methods.items()
         ]
     head = ["task (anchors), method", *map(metric_title, results["metrics"])]
@@ -80,6 +83,12 @@ def _by_task(results: Mapping[str, Any]) -> Section:
 def num_anchors(methods: Mapping[str, Any]) -> int:
     """Of a task."""
     return int(next(iter(methods.values()))["num_anchors"])
+
+
+def fewer_seeds(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """How many seeds a method has on a task, where others failed or have not been run."""
+    there = found["num_seeds"]
+    return "" if there == len(results["seeds"]) else f" ({there} of {len(results['seeds'])} seeds)"
 
 
 def _cell(found: Mapping[str, Any]) -> str:

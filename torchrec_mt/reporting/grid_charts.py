@@ -50,7 +50,8 @@ def _qualities(results: Results) -> list[Quality]:
     if results["gain"]:
         gains = {name: _interval(gain["all"], "gain") for name, gain in results["gain"].items()}
         found.append(Quality(f"gain over {reference}, all tasks", True, {reference: (0.0, None, None), **gains}))
-    for task, methods in results["tasks"].items():
+    for task in results["trained"]:
+        methods = results["tasks"][task]
         values = {name: _interval(one["metrics"][metric], "mean") for name, one in methods.items()}
         found.append(Quality(f"{task}, {metric_title(metric)}", False, values))
     return found
@@ -70,7 +71,12 @@ def _points(results: Results, numbers: Mapping[str, int], cost: str, quality: Qu
             title = f"{name}: {quality.told(name)} at {at}"
             points.append(Point(title, numbers[name], paid[name] / divisor, value, low, high))
     label = f"{quality.title} against {COSTS[cost]}"
-    return point_chart(points, label, across=across, up=percent if quality.relative else None)
+    return point_chart(points, label, across=across, up=percent_tick if quality.relative else None)
+
+
+def percent_tick(value: float) -> str:
+    """A share on an axis around 0."""
+    return percent(value) if value else "0"
 
 
 def _unit(most: float) -> tuple[int, str]:

@@ -9,17 +9,16 @@ from jinja2 import Environment
 from torchrec_mt.reporting import charts
 from torchrec_mt.reporting.charts import Mark
 from torchrec_mt.reporting.curves import key
-from torchrec_mt.reporting.grid import num_anchors, slice_title
-from torchrec_mt.reporting.grid_charts import over_seconds, over_steps, scatter
+from torchrec_mt.reporting.grid import fewer_seeds, num_anchors, slice_title
+from torchrec_mt.reporting.grid_charts import over_seconds, over_steps, percent_tick, scatter
 from torchrec_mt.reporting.grid_verdicts import (
     EQUAL_TIME,
     besides,
-    failures,
+    briefly,
     headline,
     notes,
     outcome,
     percent,
-    sentences,
     stance,
     told_gain,
 )
@@ -47,9 +46,8 @@ def grid_page(results: Results) -> str:
         "cards": {
             name: {"outcome": stance(results, name), "sentences": told}
             for name in results["varied"]
-            if (told := list(sentences(results, name)))
+            if (told := list(briefly(results, name)))
         },
-        "failures": failures(results),
         "notes": notes(results),
         "equal_time": EQUAL_TIME,
         "anchors": {task: num_anchors(methods) for task, methods in results["tasks"].items()},
@@ -93,6 +91,7 @@ def _means(results: Results) -> dict[str, Any]:
         task: [
             {
                 "name": name,
+                "seeds": fewer_seeds(results, found),
                 "metrics": found["metrics"],
                 "strip": charts.strip([_mean(name, found["metrics"][first])], top),
             }
@@ -145,7 +144,7 @@ def _gains(results: Results) -> dict[str, Any]:
         mark = Mark(whole["gain"], whole["low"], whole["high"], _side(whole), f"{name} {told_gain(whole)}")
         rows.append({"name": name, "all": whole, "tasks": gain["tasks"], "strip": charts.strip([mark], top, -top)})
     tasks = list(dict.fromkeys(task for gain in results["gain"].values() for task in gain["tasks"]))
-    return {"rows": rows, "tasks": tasks, "axis": charts.axis(top, percent, -top)}
+    return {"rows": rows, "tasks": tasks, "axis": charts.axis(top, percent_tick, -top)}
 
 
 def _side(found: Mapping[str, Any]) -> str:

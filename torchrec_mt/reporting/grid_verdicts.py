@@ -8,7 +8,7 @@ from torchrec_mt.reporting.verdict import Outcome, signed
 
 WORDS = {"ahead": "better", "behind": "worse", "alike": "no difference"}
 EQUAL_TIME = (
-    "of every run the model that would be kept had it ended after the training time of the cheapest "
+    "Of every run the model that would be kept had it ended after the training time of the cheapest "
     "method, on the validation split, by validations as they came; several runs of a method take the same share of "
     "their steps. Learning rates were planned for all steps, which flatters the cheapest. Validations have no intervals"
 )
@@ -79,18 +79,40 @@ def headline(results: Results) -> str:
 
 def sentences(results: Results, method: str) -> Iterator[str]:
     """How a method stands to the reference over all tasks, and on each by the first metric."""
+    yield from _over_all(results, method)
+    for task, beside in besides(results, method, results["metrics"][0]).items():
+        yield f"{task}: {WORDS[outcome(beside)]}, {_difference(beside)}"
+
+
+def briefly(results: Results, method: str) -> Iterator[str]:
+    """The same without the numbers of tasks on which there is no difference."""
+    yield from _over_all(results, method)
+    found = besides(results, method, results["metrics"][0])
+    for task, beside in found.items():
+        if outcome(beside) != "alike":
+            yield f"{task}: {WORDS[outcome(beside)]}, {_difference(beside)}"
+    alike = [task for task, beside in found.items() if outcome(beside) == "alike"]
+    if alike:
+        yield f"no difference: {', '.join(alike)}"
+
+
+def _over_all(results: Results, method: str) -> Iterator[str]:
     gain = results["gain"].get(method, {}).get("all")
     if gain and gain["gain"] is not None:
-        yield f"over {gain['num_tasks']} tasks: {_gained(gain)}, {told_gain(gain)}"
-    for task, beside in besides(results, method, results["metrics"][0]).items():
-        interval = f"{signed(beside['low'])} to {signed(beside['high'])}"
-        yield f"{task}: {WORDS[outcome(beside)]}, {signed(beside['difference'], 4)} ({interval})"
+        yield f"over {gain['num_tasks']} tasks: {_gained(results, gain)}, {told_gain(gain)}"
 
 
-def _gained(gain: Mapping[str, Any]) -> str:
+def _difference(beside: Mapping[str, Any]) -> str:
+    return f"{signed(beside['difference'], 4)} ({signed(beside['low'])} to {signed(beside['high'])})"
+
+
+def _gained(results: Results, gain: Mapping[str, Any]) -> str:
+    """Intervals of gains are not corrected for the number of methods."""
     if gain["low"] is None or gain["high"] is None:
         return "unknown"
-    return "no difference" if gain["low"] <= 0 <= gain["high"] else "better" if gain["gain"] > 0 else "worse"
+    if gain["low"] <= 0 <= gain["high"]:
+        return "no difference"
+    return ("better" if gain["gain"] > 0 else "worse") + (" before correction" if len(results["gain"]) > 1 else "")
 
 
 def verdicts(results: Results) -> list[str]:
@@ -116,7 +138,8 @@ def notes(results: Results) -> list[str]:
         f"{spread}▲ better or ▼ worse than {reference}, ≈ no difference that can be told (sign-flip test over anchors, "
         "values averaged over seeds, p < 0.05 after Holm's correction for all comparisons)",
         f"gain: what a method has more than {reference}, as a share of that; over all tasks their mean. Its 95% "
-        "interval (paired bootstrap) is of anchors: others of the same kind, not other seeds or tasks",
+        "interval (paired bootstrap) is of anchors: others of the same kind, not other seeds or tasks; nothing is "
+        "corrected for the number of methods",
         "s: milliseconds of a step times steps; dense: parameters",
     ]
-    return [*told, f"equal time: {EQUAL_TIME}"] if results["equal_time"] else told
+    return [*told, f"equal time: {EQUAL_TIME[0].lower()}{EQUAL_TIME[1:]}"] if results["equal_time"] else told

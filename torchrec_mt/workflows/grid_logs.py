@@ -74,12 +74,12 @@ def read_logs(done: Sequence[Done]) -> Logs:
     return found
 
 
-def costs(logs: Logs, methods: Sequence[str]) -> dict[str, dict[str, float]]:
+def costs(logs: Logs) -> dict[str, dict[str, float]]:
     """Milliseconds of a step, seconds, bytes of tables and dense parameters, of all runs of a cell together; the steps
     of each run. Means over seeds."""
     found = {}
-    for name in methods:
-        cells = [_cost(runs) for runs in logs[name].values()]
+    for name, seeds in logs.items():
+        cells = [_cost(runs) for runs in seeds.values()]
         found[name] = {key: statistics.fmean(cell[key] for cell in cells) for key in cells[0]}
     return found
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from torchrec_mt.retrieval.gains import Gain, Paired, relative_gains
 from torchrec_mt.retrieval.results import comparison_json, flips_for, without_nan
+from torchrec_mt.retrieval.slices import BANDS
 from torchrec_mt.retrieval.uncertainty import bootstrap, compare, holm
 from torchrec_mt.workflows.grid import Done
 from torchrec_mt.workflows.grid_config import Grid
@@ -33,7 +34,9 @@ def grid_results(grid: Grid, done: Sequence[Done]) -> dict[str, Any]:
     values = GridValues.read(done, grid.metrics)
     judged = {method for method, _ in values.cells}
     methods = [name for name in grid.methods if name in judged]
-    logs = read_logs(done)
+    read = read_logs(done)
+    logs = {name: read[name] for name in methods}
+    anchor_of = _trained(values, done)
     metric = validated(logs, grid.metrics)
     return dict(
         without_nan(
@@ -46,9 +49,10 @@ def grid_results(grid: Grid, done: Sequence[Done]) -> dict[str, Any]:
                 "seeds": list(grid.seeds),
                 "fixed": {"base": list(grid.base), "settings": list(grid.settings)},
                 "varied": {name: _varied(grid, name) for name in grid.methods if _has_cells(done, name)},
+                "trained": list(anchor_of),
                 "tasks": _tasks(grid, values, methods),
-                "gain": _all_gains(grid, values, methods, done),
-                "cost": costs(logs, methods),
+                "gain": _all_gains(grid, values, methods, anchor_of),
+                "cost": costs(logs),
                 "equal_time": equal_time(logs, metric, grid.reference) if metric else None,
                 "curves": curves(logs, metric),
                 "machines": _machines(done),
@@ -122,7 +126,8 @@ def _slices(values: GridValues, task: str, method: str) -> Iterator[tuple[str, n
     """Slices that are large enough, each with whether an anchor is in it."""
     labels = values.labels(task, method)
     for slicing in SLICES:
-        for label in dict.fromkeys(labels.get(slicing, np.array([]))):
+        found = dict.fromkeys(labels.get(slicing, np.array([])))
+        for label in sorted(found, key=lambda label: BANDS.index(label) if label in BANDS else -1):
             in_B = labels[slicing] == label
             if label not in (None, "(mixed)") and in_B.sum() >= _LEAST:
                 yield f"{slicing}: {label}", in_B
@@ -158,17 +163,22 @@ def _both(values: GridValues, task: str, *methods: str) -> list[dict[str, np.nda
     return [values.mean(task, name, seeds) for name in methods]
 
 
-def _all_gains(grid: Grid, values: GridValues, methods: Sequence[str], done: Sequence[Done]) -> dict[str, Any]:
-    """Of every method but the reference its gain over that in the first metric, by trained task and over all: another
-    way to score a task (`trained_as`) does not count twice."""
-    if not done:
-        return {}
-    schema = done[0].cell.config.dataset
-    entities = {task: one.anchor for task, one in schema.trained_tasks.items() if task in values.tasks}
+def _trained(values: GridValues, done: Sequence[Done]) -> dict[str, str]:
+    """Judged tasks that were trained, each with the entity of its anchors; the others are other ways to score them."""
+    trained = done[0].cell.config.dataset.trained_tasks if done else {}
+    return {task: one.anchor for task, one in trained.items() if task in values.tasks}
+
+
+def _all_gains(grid: Grid, values: GridValues, methods: Sequence[str], anchor_of: Mapping[str, str]) -> dict[str, Any]:
+    """Of every method but the reference its gain over that in the first metric, by trained task and over all.
+
+    Args:
+        anchor_of: trained tasks and the entities of their anchors.
+    """
     found = {}
     for name in methods:
         tasks = {}
-        for task, entity in entities.items():
+        for task, entity in anchor_of.items():
             if name != grid.reference and values.seeds(task, name, grid.reference):
                 ours, theirs = (both[grid.metrics[0]] for both in _both(values, task, name, grid.reference))
                 anchors = [(entity, anchor) for anchor in values.labels(task, name)["anchor"]]

@@ -55,7 +55,7 @@ def test_what_the_page_shows_is_in_the_json(results: dict[str, Any]) -> None:
 def test_a_failed_cell_is_told_with_its_reason(results: dict[str, Any]) -> None:
     words = words_of(results)
     assert "Failed: bad, seed 0." in words
-    assert "seed 0: the loss is no finite number" in words
+    assert "bad, seed 0: the loss is no finite number" in words
 
 
 def test_texts_are_escaped(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from torchrec_mt.reporting.grid_verdicts import headline, notes, outcome, percen
 from torchrec_mt.reporting.plans import size
 from torchrec_mt.reporting.table import decimals, metric_title, plain_table
 from torchrec_mt.reporting.trimmed import Trimmed
+from torchrec_mt.reporting.verdict import signed
 
 Rows = list[list[str]]
 Section = tuple[str, list[str], Rows]
 """Title, head and rows of a table."""
 MARKS = {"ahead": "▲", "behind": "▼", "alike": "≈"}
-_WORST = 15
-"""Slices that are told of those on which methods fall behind."""
+_WORST = 5
+"""Slices that are told of those on which a method falls behind."""
 
 
 def grid_tables(results: Mapping[str, Any]) -> RenderableType:
@@ -145,23 +146,22 @@ def _equal_time(results: Mapping[str, Any]) -> list[Section]:
 
 
 def _losses(results: Mapping[str, Any]) -> list[Section]:
-    """Slices on which a method falls behind the reference, the worst first."""
-    worse = [
-        (part["difference"], name, task, label, part)
-        for task, methods in results["tasks"].items()
-        for name, found in methods.items()
-        for label, part in found["slices"].items()
-        if (part.get("difference") or 0.0) < 0
-    ]
-    if not worse:
-        return []
-    worse.sort(key=lambda one: one[:4])
-    rows = [
-        [name, task, slice_title(label), f"{part['num_anchors']:,}", decimals(part["mean"]), f"{less:+.4f}"]
-        for less, name, task, label, part in worse[:_WORST]
-    ]
+    """Slices on which each method falls behind the reference, those first whose interval lies lowest."""
+    rows = []
+    for name in results["cost"]:
+        worse = [
+            (part["high"], f"  {task}, {slice_title(label)}", part)
+            for task, methods in results["tasks"].items()
+            for label, part in methods.get(name, {"slices": {}})["slices"].items()
+            if (part.get("difference") or 0.0) < 0
+        ]
+        worse.sort(key=lambda one: one[:2])
+        rows += [[name, "", ""]] if worse else []
+        for _, title, part in worse[:_WORST]:
+            interval = f"{signed(part['low'])} to {signed(part['high'])}"
+            rows.append([title, f"{part['num_anchors']:,}", f"{signed(part['difference'])} ({interval})"])
     title = f"where a method falls behind {results['reference']}, {metric_title(results['metrics'][0])}"
-    return [(title, ["method", "task", "slice", "anchors", "mean", "less"], rows)]
+    return [(title, ["method, slice", "anchors", "less (95% interval)"], rows)] if rows else []
 
 
 def slice_title(label: str) -> str:

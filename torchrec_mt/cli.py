@@ -20,6 +20,7 @@ PROGRAMS = {
     "twins": "train one model per task beside a run's one for all, and compare them",
     "compare": "compare the models of two evaluated runs, anchor by anchor",
     "sweep": "search config keys for the best validation, trial by trial",
+    "export": "write a run's vectors as Parquet, for whatever serves them",
     "indexes": "measure approximate indexes on a run's vectors, and recommend one",
 }
 

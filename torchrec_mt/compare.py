@@ -16,6 +16,7 @@ from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.comparison import comparison_table
 from torchrec_mt.reporting.grid import grid_markdown, grid_tables
+from torchrec_mt.reporting.grid_page import grid_page
 from torchrec_mt.reporting.terminal import console, progress_console
 from torchrec_mt.retrieval.comparison import Judgement, compare_runs
 from torchrec_mt.retrieval.records import records_path
@@ -97,11 +98,12 @@ def _experiment(arguments: argparse.Namespace) -> int:
     results = grid_results(grid, done)
     write_atomic(output / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_atomic(output / "results.md", grid_markdown(results))
+    write_atomic(output / "results.html", grid_page(results))
     if arguments.json:
         print(json.dumps(results, allow_nan=False))
     else:
         console().print(grid_tables(results))
-        console().print(f"experiment: {output}   results: {output / 'results.md'}", soft_wrap=True)
+        console().print(f"experiment: {output}   page: {output / 'results.html'}", soft_wrap=True)
     return 1 if results["failed"] else 0
 
 

@@ -10,7 +10,7 @@ held.json            bytes of tables by rank  model.json      parameters, FLOPs 
 vocabulary/          whose rows tables' are   init.json       what was taken of another run's weights
 offending_batch/     the batch of each rank at which the loss was no number
 twins/TASK/          a run on that task alone       twins/comparison.json   what the run has more than those
-training.lock        while it is trained: by whom
+training.lock        while it is trained: by whom     export/   vectors as Parquet
 
 A new run is written in its place. One that replaces an earlier run is written into a hidden folder beside it and takes
 its place once it is worth having; until then the earlier one is untouched.
@@ -39,7 +39,7 @@ MODEL = "model.json"
 TRAINING = "training.json"
 _ENVIRONMENT = "environment.json"
 _FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", HELD, MODEL, "metrics.jsonl", TRAINING, TRACKING, INIT)
-_FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "twins", "offending_batch")
+_FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "export", "twins", "offending_batch")
 _EARLIER = ("model",)
 """What earlier versions wrote."""
 TWINS = "twins"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.html_pages import read
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
 from torchrec_mt.compare import main
 
@@ -49,6 +50,12 @@ settings = ["optim.table_rate=1e25", "optim.dense_rate=1e25"]
     assert "no finite number" in found["failed"][0]["why"]
     assert found["cost"]["twins"]["dense_parameters"] > found["cost"]["unified"]["dense_parameters"]
     assert (tmp_path / "out/results.md").read_text().startswith("# Is one model as good as three?")
+    words = " ".join(read((tmp_path / "out/results.html").read_text(encoding="utf-8")).words)
+    for said in ("Is one model as good as three?", "Failed: broken, seed 0.", "search and similar", "no finite number"):
+        assert said in words, said
+    assert found["curves"]["loss"]["search"].keys() == {"unified", "twins"}
+    assert found["curves"]["cosine"]["search/similar"].keys() == {"unified"}, "a twin has one task"
+    assert max(one["share"] for one in found["equal_time"]["methods"].values()) == 1, "the cheapest has all its steps"
     # What is there is kept: no run is trained or judged again.
     runs = [tmp_path / "out/unified/seed-0", tmp_path / "out/unified/seed-0/twins/search"]
     before = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]

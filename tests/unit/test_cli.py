@@ -63,7 +63,7 @@ def test_an_unknown_program_is_named_with_the_known_ones(capsys: pytest.CaptureF
     assert cli.main(["trian", "x"]) == 2
     expected = (
         "error: no program 'trian': one of doctor, prepare, plan, train, mine, evaluate, twins, compare, "
-        "sweep, indexes (`torchrec-mt --help`)\n"
+        "sweep, export, indexes (`torchrec-mt --help`)\n"
     )
     assert capsys.readouterr().err == expected
 

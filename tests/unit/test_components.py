@@ -29,12 +29,13 @@ COMPONENTS = sorted(Path("components").glob("*.py"))
 OVERLAYS = sorted(Path("launch/overlays").glob("*.toml"))
 SETTINGS = sorted(Path("launch/torchx").glob("*.ini"))
 GOLDEN = Path("tests/golden/torchx")
-RANKED = ("train", "evaluate", "mine")
+RANKED = ("train", "evaluate", "export", "mine")
 REQUIRED = {
     "prepare": ["--config", "launch/demo.toml,launch/debug.toml"],
     "plan": ["--config", "launch/demo.toml,launch/debug.toml", "--cluster", "2x8xH100-80GB"],
     "train": ["--config", "launch/demo.toml,launch/debug.toml"],
     "evaluate": ["--run", "runs/demo"],
+    "export": ["--run", "runs/demo"],
     "mine": ["--run", "runs/demo"],
     "compare": ["--first", "runs/a", "--second", "runs/b"],
 }
@@ -49,6 +50,7 @@ EXTRA = {
         "runs/$x",
     ],
     "evaluate": ["--set=evaluate.split=valid", "--set=runtime.device=cpu", "--slices=product.brand,price"],
+    "export": ["--task=search", "--model=last", "--set=runtime.device=cpu"],
     "mine": ["--depth=50", "--set=runtime.device=cpu"],
     "compare": ["--metric=recall@10", "--task=search"],
 }

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.made_grid import experiment
 from torchrec_mt.compare import main
-from torchrec_mt.config import load_config
 from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.grid import grid_markdown, verdicts
-from torchrec_mt.workflows.grid import Done, begin
-from torchrec_mt.workflows.grid_config import Cell, Grid, Method, cells_of, load_grid
-from torchrec_mt.workflows.grid_results import grid_results
+from torchrec_mt.workflows.grid import begin
+from torchrec_mt.workflows.grid_config import cells_of, load_grid
 
 TEXT = """
 question = "Is it better?"
@@ -94,90 +92,102 @@ def test_what_is_fixed_stays_fixed(tmp_path: Path) -> None:
             begin(load_grid(written(tmp_path, change)))
 
 
-def run_of(folder: Path, values: dict[str, np.ndarray], *, ms: float) -> Path:
-    """A run folder with what results are made of: per task a value of recall@100 for each anchor."""
-    file = folder / "evaluation/anchors.parquet"
-    file.parent.mkdir(parents=True)
-    rows: list[dict[str, Any]] = [
-        {
-            "task": task,
-            "system": system,
-            "anchor": f"{anchor:04}",
-            "recall@100": float(value),
-            "target_training": "cold" if anchor % 2 else "warm",
-        }
-        for system in ("model", "popularity")
-        for task, value_B in values.items()
-        for anchor, value in reversed(list(enumerate(value_B)))
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    held = [{"weights": 1000, "sums": 24, "dense": 400}, {"weights": 1000, "sums": 0, "dense": 400}]
-    (folder / "held.json").write_text(json.dumps(held))
-    lines = [{"step": step, "kind": "train", "ms/loss": ms, "ms/idle": 1.0} for step in (1, 50, 100)]
-    lines.append({"step": 100, "kind": "valid", "a/recall@100": 0.5})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
-
-
 @pytest.fixture
 def results(tmp_path: Path) -> dict[str, Any]:
-    """Two methods on two seeds: `good` is better on task a, alike on b, worse on cold anchors of b; one cell failed."""
-    grid = Grid(
-        question="Is it better?",
-        base=("launch/demo.toml",),
-        output=str(tmp_path),
-        reference="plain",
-        seeds=(0, 1),
-        metrics=("recall@100",),
-        methods={"plain": Method(), "good": Method(settings=("model.dim=128",)), "bad": Method()},
-    )
-    config, draw, done = load_config(["launch/demo.toml"]), np.random.default_rng(0), []
-    base = {task: draw.random(200) * 0.5 for task in ("a", "b")}
-    for seed in (0, 1):
-        for method, gain in (("plain", 0.0), ("good", 0.1)):
-            values = {task: base[task] + draw.normal(0, 0.01, 200) for task in base}
-            values["a"] = values["a"] + gain
-            values["b"] = values["b"] + gain * np.where(np.arange(200) % 2, -0.5, 0.5)
-            cell = Cell(method, seed, None, config, tmp_path / method / f"seed-{seed}")
-            done.append(Done(cell, (run_of(cell.place, values, ms=9.0 + gain * 100),)))
-    done.append(Done(Cell("bad", 0, None, config, tmp_path / "bad"), failure="the loss is no finite number"))
-    return grid_results(grid, done)
+    return experiment(tmp_path)
 
 
 def test_means_and_spread(results: dict[str, Any], tmp_path: Path) -> None:
-    one = results["tasks"]["a"]["good"]["metrics"]["recall@100"]
+    one = results["tasks"]["search"]["good"]["metrics"]["recall@100"]
     by_hand = []
     for seed in (0, 1):
-        table = pq.read_table(tmp_path / f"good/seed-{seed}/evaluation/anchors.parquet").to_pylist()
-        mine = [row["recall@100"] for row in table if row["task"] == "a" and row["system"] == "model"]
+        table = pq.read_table(tmp_path / f"cell-1/seed-{seed}/evaluation/anchors.parquet").to_pylist()
+        mine = [row["recall@100"] for row in table if row["task"] == "search" and row["system"] == "model"]
         by_hand.append(float(np.mean(mine)))
     assert one["by_seed"] == {"0": pytest.approx(by_hand[0]), "1": pytest.approx(by_hand[1])}
     assert one["mean"] == pytest.approx(np.mean(by_hand))
     assert one["sd_over_seeds"] == pytest.approx(np.std(by_hand, ddof=1))
 
 
+def test_a_mean_has_its_interval_over_anchors(results: dict[str, Any]) -> None:
+    one = results["tasks"]["search"]["good"]["metrics"]["recall@100"]
+    assert one["low"] < one["mean"] < one["high"] < one["low"] + 0.1
+
+
+def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
+    results = experiment(tmp_path, seeds=(4,))
+    assert results["tasks"]["search"]["good"]["metrics"]["recall@100"]["sd_over_seeds"] is None
+    text = grid_markdown(results)
+    assert "±" not in text
+    assert "one seed: nothing is known of another" in text
+    assert "low" not in results["curves"]["loss"]["search"]["good"], "there is no band"
+
+
+def test_a_method_with_fewer_seeds_is_marked(results: dict[str, Any]) -> None:
+    results["tasks"]["search"]["good"]["num_seeds"] = 1
+    text = grid_markdown(results)
+    assert "|   good (1 of 2 seeds) | " in text
+    assert "|   good | " in text
+
+
+def test_one_method_is_compared_with_nothing(tmp_path: Path) -> None:
+    results = experiment(tmp_path, methods=("plain",), failed=False)
+    assert (results["gain"], results["tasks"]["search"].keys()) == ({}, {"plain"})
+    text = grid_markdown(results)
+    assert "Nothing can be compared: there are no two methods of which one is plain." in text
+    assert "gain over" not in text
+
+
+def test_no_difference_is_said_where_there_is_none(tmp_path: Path) -> None:
+    text = grid_markdown(experiment(tmp_path, gain=0.0))
+    assert "No difference: in Recall@100 no method can be told from plain on any task." in text
+    assert "over 2 tasks: no difference, " in text
+
+
+def test_all_cells_failed(tmp_path: Path) -> None:
+    results = experiment(tmp_path, methods=())
+    assert (results["tasks"], results["cost"], results["equal_time"]) == ({}, {}, None)
+    assert "bad, seed 0, failed: the loss is no finite number" in grid_markdown(results)
+
+
 def test_beside_the_reference(results: dict[str, Any]) -> None:
-    a, b = (results["tasks"][task]["good"]["metrics"]["recall@100"]["beside_reference"] for task in ("a", "b"))
+    a, b = (
+        results["tasks"][task]["good"]["metrics"]["recall@100"]["beside_reference"] for task in ("search", "similar")
+    )
     assert a["difference"] == pytest.approx(0.1, abs=0.005)
     assert a["p_holm"] < 0.01
     assert b["p_holm"] > 0.05
-    assert "beside_reference" not in results["tasks"]["a"]["plain"]["metrics"]["recall@100"]
-    cold = results["tasks"]["b"]["good"]["slices"]["target_training: cold"]
+    assert "beside_reference" not in results["tasks"]["search"]["plain"]["metrics"]["recall@100"]
+    cold = results["tasks"]["similar"]["good"]["slices"]["target_training: cold"]
     assert (cold["num_anchors"], cold["difference"]) == (100, pytest.approx(-0.05, abs=0.005))
-    assert results["gain"]["plain"] == 0
-    assert 0.1 < results["gain"]["good"] < 0.3
+    assert (cold["low"], cold["high"]) == (pytest.approx(-0.05, abs=0.01), pytest.approx(-0.05, abs=0.01))
+    assert cold["low"] < cold["difference"] < cold["high"]
+
+
+def test_gains_are_of_trained_tasks_and_values_averaged_over_seeds(results: dict[str, Any], tmp_path: Path) -> None:
+    assert results["gain"].keys() == {"good"}, "the reference gains nothing over itself"
+    gain = results["gain"]["good"]
+    assert gain["tasks"].keys() == {"search", "similar"}, "another way to score a task does not count twice"
+    for task, one in gain["tasks"].items():
+        ours, theirs = (results["tasks"][task][name]["metrics"]["recall@100"]["mean"] for name in ("good", "plain"))
+        assert one["gain"] == pytest.approx(ours / theirs - 1)
+        assert one["low"] < one["gain"] < one["high"]
+    assert gain["all"]["gain"] == pytest.approx(np.mean([one["gain"] for one in gain["tasks"].values()]))
+    assert gain["all"]["num_tasks"] == 2
 
 
 def test_costs_and_failures(results: dict[str, Any]) -> None:
-    assert results["cost"]["plain"] == {"step_ms": 10.0, "seconds": 1.0, "table_bytes": 2024, "dense_parameters": 100}
+    cost = {"step_ms": 10.0, "steps": 100, "seconds": 1.0, "table_bytes": 2024, "dense_parameters": 100}
+    assert results["cost"]["plain"] == cost
     assert results["cost"]["good"]["step_ms"] == 20.0
     assert results["failed"] == [{"method": "bad", "seed": 0, "why": "the loss is no finite number"}]
 
 
 def test_what_it_says(results: dict[str, Any]) -> None:
     said = "\n".join(verdicts(results))
-    assert "good beside plain, Recall@100: a: better, +0." in said
-    assert "; b: no difference, " in said
+    assert "good beside plain, Recall@100: over 2 tasks: better, +" in said
+    assert "; search: better, +.1" in said
+    assert "; similar: no difference, " in said
     assert "bad, seed 0, failed: the loss is no finite number" in said
     text = grid_markdown(results)
     for part in (
@@ -187,6 +197,11 @@ def test_what_it_says(results: dict[str, Any]) -> None:
         "≈",
         "where a method falls behind plain",
         "- good: model.dim=128",
+        "In Recall@100, good is better than plain on search, search_by_words. In 1 of 3 comparisons",
+        "## gain over plain, Recall@100",
+        "## equal time, 1 s of training: valid split, Recall@100",
+        "[results.html](results.html)",
+        "- made on Linux, 2 cores, torch 2.13, torchrec 1.8: plain, good",
     ):
         assert part in text, part
     assert "cold target" in text

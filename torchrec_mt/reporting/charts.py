@@ -38,26 +38,29 @@ def ceiling(values: Iterable[float | None]) -> float:
     return next(unit * step for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if unit * step >= most * (1 - 1e-9))
 
 
-def ticks(top: float) -> list[float]:
-    """Where an axis from 0 to `top` is labelled."""
-    return [0.0, top / 2, top]
+def ticks(top: float, bottom: float = 0.0) -> list[float]:
+    """Where an axis from `bottom` to `top` is labelled."""
+    return [bottom, (bottom + top) / 2, top]
 
 
-def _across(value: float, top: float) -> str:
-    return f"{_LEFT + _WIDE * min(max(value / top, 0.0), 1.0):.2f}%"
+def _across(value: float, top: float, bottom: float = 0.0) -> str:
+    return f"{_LEFT + _WIDE * min(max((value - bottom) / (top - bottom), 0.0), 1.0):.2f}%"
 
 
-def strip(marks: Sequence[Mark], top: float) -> Markup:
-    """Marks on a line from 0 to `top`: one above the other where there are two."""
-    parts = [_line(_across(tick, top), "0", _across(tick, top), "100%", "grid") for tick in ticks(top)]
+def strip(marks: Sequence[Mark], top: float, bottom: float = 0.0) -> Markup:
+    """Marks on a line from `bottom` to `top`: one above the other where there are two."""
+    parts = []
+    for tick in ticks(top, bottom):
+        x = _across(tick, top, bottom)
+        parts.append(_line(x, "0", x, "100%", "grid zero" if bottom < 0 and tick == 0 else "grid"))
     for number, mark in enumerate(marks):
         y = f"{100 * (number + 1) / (len(marks) + 1):.0f}%"
         if mark.value is None:
             continue
         inner = Markup("<title>{}</title>").format(mark.title)
         if mark.low is not None and mark.high is not None:
-            inner += _line(_across(mark.low, top), y, _across(mark.high, top), y, "span")
-        inner += Markup('<circle cx="{}" cy="{}" r="3.5"/>').format(_across(mark.value, top), y)
+            inner += _line(_across(mark.low, top, bottom), y, _across(mark.high, top, bottom), y, "span")
+        inner += Markup('<circle cx="{}" cy="{}" r="3.5"/>').format(_across(mark.value, top, bottom), y)
         parts.append(Markup('<g class="{}">{}</g>').format(mark.role, inner))
     label = "; ".join(mark.title for mark in marks)
     return Markup('<svg class="strip" role="img" aria-label="{}">{}</svg>').format(label, Markup().join(parts))
@@ -96,11 +99,13 @@ def bar_ticks() -> Markup:
     return Markup('<g id="ticks">{}</g>').format(Markup().join(lines))
 
 
-def axis(top: float, written: Callable[[float], str] = "{:.3g}".format) -> Markup:
-    """The labels of strips and bars up to `top`."""
+def axis(top: float, written: Callable[[float], str] = "{:.3g}".format, bottom: float = 0.0) -> Markup:
+    """The labels of strips and bars from `bottom` up to `top`."""
     told = [
-        Markup('<text x="{}" y="12" text-anchor="{}">{}</text>').format(_across(tick, top), anchor, written(tick))
-        for tick, anchor in zip(ticks(top), ("start", "middle", "end"), strict=True)
+        Markup('<text x="{}" y="12" text-anchor="{}">{}</text>').format(
+            _across(tick, top, bottom), anchor, written(tick)
+        )
+        for tick, anchor in zip(ticks(top, bottom), ("start", "middle", "end"), strict=True)
     ]
     return Markup('<svg class="axis" aria-hidden="true">{}</svg>').format(Markup().join(told))
 

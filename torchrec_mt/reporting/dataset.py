@@ -114,3 +114,11 @@ def mined_table(about: Mapping[str, Any]) -> RenderableType:
         share = task["negatives"] / max(1, task["anchors"])
         table.add_row(name, f"{task['anchors']:,}", f"{task['negatives']:,}", f"{share:.1f}")
     return Trimmed(Group(Text("hard negatives", style="bold"), table))
+
+
+def exported_table(about: Mapping[str, Any]) -> RenderableType:
+    """What `torchrec-mt export` wrote, from `export.json`."""
+    table = _table("vectors", "tasks", "rows", "width")
+    for space in about["spaces"]:
+        table.add_row(space["folder"], ", ".join(space["tasks"]), f"{space['rows']:,}", str(space["width"]))
+    return Trimmed(Group(Text("exported", style="bold"), table))

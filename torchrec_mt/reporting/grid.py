@@ -6,17 +6,22 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from torchrec_mt.reporting.grid_verdicts import headline, notes, outcome, percent, told_gain, verdicts
 from torchrec_mt.reporting.plans import size
-from torchrec_mt.reporting.table import ALPHA, decimals, metric_title, plain_table
+from torchrec_mt.reporting.table import decimals, metric_title, plain_table
 from torchrec_mt.reporting.trimmed import Trimmed
+from torchrec_mt.reporting.verdict import signed
 
 Rows = list[list[str]]
-_NUMBERS = {"step_ms": 1, "seconds": 0, "dense_parameters": 0}
-"""Costs that are numbers, and their decimals."""
+Section = tuple[str, list[str], Rows]
+"""Title, head and rows of a table."""
+MARKS = {"ahead": "▲", "behind": "▼", "alike": "≈"}
+_WORST = 5
+"""Slices that are told of those on which a method falls behind."""
 
 
 def grid_tables(results: Mapping[str, Any]) -> RenderableType:
-    """Methods by task, what they cost, who loses where, and what it says."""
+    """Methods by task, what they gain and cost, how far they come in the same time, who loses where, what it says."""
     parts: list[RenderableType] = [Text(results["question"], style="bold"), Text()]
     for title, head, rows in sections(results):
         table = plain_table(title, head[0], gap=2)
@@ -25,7 +30,8 @@ def grid_tables(results: Mapping[str, Any]) -> RenderableType:
         for row in rows:
             table.add_row(*row)
         parts += [table, Text()]
-    return Trimmed(Group(*parts, *(Text(line) for line in verdicts(results)), Text(), *map(_dim, notes(results))))
+    said = [headline(results), *verdicts(results)]
+    return Trimmed(Group(*parts, *(Text(line) for line in said), Text(), *map(_dim, notes(results))))
 
 
 def _dim(line: str) -> Text:
@@ -33,123 +39,132 @@ def _dim(line: str) -> Text:
 
 
 def grid_markdown(results: Mapping[str, Any]) -> str:
-    """The same as Markdown."""
-    parts = [f"# {results['question']}", ""]
+    """The same as Markdown; curves and charts are on the page."""
+    parts = [f"# {results['question']}", "", headline(results), ""]
     for title, head, rows in sections(results):
         parts += [f"## {title}", "", _line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
-    parts += ["## What it says", "", *(f"- {line}" for line in verdicts(results)), "", *notes(results), ""]
+    parts += ["## What it says", "", *(f"- {line}" for line in verdicts(results)), ""]
+    parts += [*(f"{line}.  " for line in notes(results)), ""]
     fixed = results["fixed"]
     parts += [
         "## What was fixed, what varied",
         "",
-        f"- fixed: {', '.join(fixed['base'])}; {', '.join(fixed['settings'])}",
+        f"- fixed: {', '.join([*fixed['base'], *fixed['settings']])}",
+        f"- seeds: {', '.join(map(str, results['seeds']))}",
     ]
     parts += [f"- {name}: {', '.join(keys) or 'as the config says'}" for name, keys in results["varied"].items()]
-    return "\n".join(parts) + "\n"
+    parts += [f"- made on {machine}: {', '.join(names)}" for machine, names in results["machines"].items()]
+    return "\n".join([*parts, "", "Curves and charts: [results.html](results.html)"]) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def sections(results: Mapping[str, Any]) -> list[tuple[str, list[str], Rows]]:
+def sections(results: Mapping[str, Any]) -> list[Section]:
     """Title, head and rows of each table."""
-    return [_by_task(results), _costs(results), *_losses(results)]
+    return [_by_task(results), *_gains(results), _costs(results), *_equal_time(results), *_losses(results)]
 
 
-def _by_task(results: Mapping[str, Any]) -> tuple[str, list[str], Rows]:
+def _by_task(results: Mapping[str, Any]) -> Section:
     rows = []
     for task, methods in results["tasks"].items():
-        rows.append([f"{task} ({_anchors(methods):,})", *([""] * len(results["metrics"]))])
+        rows.append([f"{task} ({num_anchors(methods):,})", *([""] * len(results["metrics"]))])
         rows += [
-            [f"  {name}", *(_cell(found["metrics"][metric]) for metric in results["metrics"])]
+            [
+                f"  {name}{fewer_seeds(results, found)}",
+                *(_cell(found["metrics"][metric]) for metric in results["metrics"]),
+            ]
             for name, found in methods.items()
         ]
     head = ["task (anchors), method", *map(metric_title, results["metrics"])]
     return f"{results['split']} split, best model of each run", head, rows
 
 
-def _anchors(methods: Mapping[str, Any]) -> int:
+def num_anchors(methods: Mapping[str, Any]) -> int:
+    """Of a task."""
     return int(next(iter(methods.values()))["num_anchors"])
 
 
+def fewer_seeds(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """How many seeds a method has on a task, where others failed or have not been run."""
+    there = found["num_seeds"]
+    return "" if there == len(results["seeds"]) else f" ({there} of {len(results['seeds'])} seeds)"
+
+
 def _cell(found: Mapping[str, Any]) -> str:
+    text, beside = with_spread(found), found.get("beside_reference")
+    return text if beside is None else f"{text} {MARKS[outcome(beside)]}"
+
+
+def with_spread(found: Mapping[str, Any]) -> str:
+    """A mean and its standard deviation over seeds."""
     spread = found["sd_over_seeds"]
-    text = decimals(found["mean"]) + (f" ±{decimals(spread, 3)}" if spread is not None else "")
-    beside = found.get("beside_reference")
-    if beside is None:
-        return text
-    return text + (" ≈" if not _differs(beside) else " ▲" if beside["difference"] > 0 else " ▼")
+    return decimals(found["mean"]) + (f" ±{decimals(spread, 3)}" if spread is not None else "")
 
 
-def _differs(beside: Mapping[str, Any]) -> bool:
-    return beside["p_holm"] is not None and beside["p_holm"] < ALPHA
-
-
-def _costs(results: Mapping[str, Any]) -> tuple[str, list[str], Rows]:
+def _gains(results: Mapping[str, Any]) -> list[Section]:
     rows = []
-    for name, cost in results["cost"].items():
-        gain = results["gain"].get(name)
-        numbers = (
-            [f"{cost['step_ms']:.1f}", f"{cost['seconds']:,.0f}", f"{cost['dense_parameters']:,.0f}"] if cost else []
-        )
-        cells = [*numbers, size(cost["table_bytes"])] if cost else ["-"] * 4
-        rows.append([name, "-" if gain is None else f"{gain:+.1%}", *cells])
-    head = ["method", f"gain, {metric_title(results['metrics'][0])}", "ms a step", "s", "dense", "tables"]
-    return "what each gains over all tasks, and costs", head, rows
+    for name, gain in results["gain"].items():
+        rows.append([name, told_gain(gain["all"])])
+        rows += [[f"  {task}", told_gain(one)] for task, one in gain["tasks"].items()]
+    title = f"gain over {results['reference']}, {metric_title(results['metrics'][0])}"
+    return [(title, ["method (mean over tasks), task", "gain (95% interval)"], rows)] if rows else []
 
 
-def _losses(results: Mapping[str, Any]) -> list[tuple[str, list[str], Rows]]:
-    """Slices on which a method falls behind the reference, the worst first."""
-    worse = [
-        (part["difference"], name, task, label, part)
-        for task, methods in results["tasks"].items()
-        for name, found in methods.items()
-        for label, part in found["slices"].items()
-        if (part.get("difference") or 0.0) < 0
-    ]
-    if not worse:
-        return []
-    worse.sort(key=lambda one: one[:4])
+def _costs(results: Mapping[str, Any]) -> Section:
     rows = [
-        [name, task, _slice(label), f"{part['num_anchors']:,}", decimals(part["mean"]), f"{less:+.4f}"]
-        for less, name, task, label, part in worse[:15]
+        [
+            name,
+            f"{cost['step_ms']:.1f}",
+            f"{cost['steps']:,.0f}",
+            f"{cost['seconds']:,.0f}",
+            f"{cost['dense_parameters']:,.0f}",
+            size(cost["table_bytes"]),
+        ]
+        for name, cost in results["cost"].items()
     ]
+    return "what each costs", ["method", "ms a step", "steps", "s", "dense", "tables"], rows
+
+
+def _equal_time(results: Mapping[str, Any]) -> list[Section]:
+    found = results["equal_time"]
+    if not found:
+        return []
+    tasks = list(dict.fromkeys(task for one in found["methods"].values() for task in one["tasks"]))
+    rows = [
+        [
+            name,
+            f"{one['share']:.0%}",
+            *(with_spread(one["tasks"][task]) if task in one["tasks"] else "-" for task in tasks),
+            "" if name == results["reference"] else percent(one["gain"]),
+        ]
+        for name, one in found["methods"].items()
+    ]
+    title = f"equal time, {found['seconds']:,.0f} s of training: valid split, {metric_title(found['metric'])}"
+    return [(title, ["method", "of its steps", *tasks, "gain"], rows)]
+
+
+def _losses(results: Mapping[str, Any]) -> list[Section]:
+    """Slices on which each method falls behind the reference, those first whose interval lies lowest."""
+    rows = []
+    for name in results["cost"]:
+        worse = [
+            (part["high"], f"  {task}, {slice_title(label)}", part)
+            for task, methods in results["tasks"].items()
+            for label, part in methods.get(name, {"slices": {}})["slices"].items()
+            if (part.get("difference") or 0.0) < 0
+        ]
+        worse.sort(key=lambda one: one[:2])
+        rows += [[name, "", ""]] if worse else []
+        for _, title, part in worse[:_WORST]:
+            interval = f"{signed(part['low'])} to {signed(part['high'])}"
+            rows.append([title, f"{part['num_anchors']:,}", f"{signed(part['difference'])} ({interval})"])
     title = f"where a method falls behind {results['reference']}, {metric_title(results['metrics'][0])}"
-    return [(title, ["method", "task", "slice", "anchors", "mean", "less"], rows)]
+    return [(title, ["method, slice", "anchors", "less (95% interval)"], rows)] if rows else []
 
 
-def _slice(label: str) -> str:
+def slice_title(label: str) -> str:
     """`target_training: cold` is told as `cold target`."""
     slicing, _, name = label.partition(": ")
     return f"{name} {slicing.partition('_')[0]}"
-
-
-def verdicts(results: Mapping[str, Any]) -> list[str]:
-    """A sentence per method and task: better, worse, or no difference."""
-    metric, lines = results["metrics"][0], []
-    for name in results["varied"]:
-        if name == results["reference"]:
-            continue
-        told = []
-        for task, methods in results["tasks"].items():
-            beside = methods.get(name, {}).get("metrics", {}).get(metric, {}).get("beside_reference")
-            if beside is None:
-                continue
-            interval = f"{beside['difference']:+.4f} ({beside['low']:+.4f} to {beside['high']:+.4f})"
-            word = "no difference" if not _differs(beside) else "better" if beside["difference"] > 0 else "worse"
-            told.append(f"{task}: {word}, {interval}")
-        if told:
-            lines.append(f"{name} beside {results['reference']}, {metric_title(metric)}: " + "; ".join(told))
-    lines += [f"{one['method']}, seed {one['seed']}, failed: {one['why']}" for one in results["failed"]]
-    return lines
-
-
-def notes(results: Mapping[str, Any]) -> list[str]:
-    """What the marks mean."""
-    return [
-        f"± standard deviation over {len(results['seeds'])} seeds; ▲ better or ▼ worse than {results['reference']}, "
-        "≈ no difference that can be told (sign-flip test over anchors, values averaged over seeds, p < 0.05 after "
-        "Holm's correction for all comparisons)",
-        "gain: mean over tasks of the relative difference; s: milliseconds of a step times steps; dense: parameters",
-    ]

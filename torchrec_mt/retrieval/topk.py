@@ -27,6 +27,8 @@ _LARGEST_SCORE = 1e37
 """Beyond it float32 sums, and bfloat16 numbers, may overflow."""
 _SCANNED_FROM = 8192
 """Smaller catalogues are scored whole."""
+_LATE = 256
+"""Where more than one in so many candidates is wanted, a rough scan keeps so many that the fine one is quicker."""
 _SCORES_AT_ONCE = 1 << 23  # 32 MiB: few anchors, whose scores need no blocks
 _NUMBERS_AT_ONCE = 1 << 17  # 1 MiB of float64: caches hold it
 
@@ -56,12 +58,12 @@ class Catalogue:
         if block < 0:
             raise ValueError(f"block must be at least 1, or 0 for the default, not {block}")
         self._device = device or vector_ND.device
-        self._dtype = product_dtype(precision, self._device)
-        self._vector_ND, self._block = vector_ND, block or block_size(self._dtype, self._device)
+        self._dtype, self._may_choose = product_dtype(precision, self._device), precision == "auto"
+        self._vector_ND, self._block_asked = vector_ND, block
         _check_matrix("candidates", vector_ND)
-        self._longest = 0.0
-        for start in range(0, len(vector_ND), self._block):
-            block_CD = vector_ND[start : start + self._block]
+        self._longest, block = 0.0, self._block(torch.float32)
+        for start in range(0, len(vector_ND), block):
+            block_CD = vector_ND[start : start + block]
             _check_finite("candidates", block_CD, start)
             self._longest = max(self._longest, float(torch.linalg.vector_norm(block_CD.double(), dim=1).max()))
         self._scanned_ND = vector_ND.to(self._device, self._dtype) if copy else vector_ND
@@ -144,11 +146,12 @@ class Catalogue:
         generator = torch.Generator().manual_seed(0)
         sample_S = torch.randint(candidates, (sample_size(candidates),), generator=generator)
         sample_SD = self._vectors(sample_S if row_M is None else row_M[sample_S.to(row_M.device)])
-        scan = Scan(
-            anchor_QD, sample_SD, candidates=candidates, longest=self._longest, k=k, spare=spare, dtype=self._dtype
-        )
-        for start in range(0, candidates, self._block):
-            scan.see(start, self._block_of(self._scanned_ND, start, row_M))
+        late = self._may_choose and _LATE * (k + spare) > candidates
+        dtype, scanned_ND = (torch.float32, self._vector_ND) if late else (self._dtype, self._scanned_ND)
+        scan = Scan(anchor_QD, sample_SD, candidates=candidates, longest=self._longest, k=k, spare=spare, dtype=dtype)
+        block = self._block(dtype)
+        for start in range(0, candidates, block):
+            scan.see(start, self._block_of(scanned_ND, slice(start, start + block), row_M))
         key_QK = torch.full((len(anchor_QD), k), NO_KEY, dtype=torch.int64, device=self._device)
         proven = []
         for chunk, kept in scan.kept(lambda chunk, at_QL: excluded.of(chunk).holds(_rows(at_QL, row_M))):
@@ -162,8 +165,9 @@ class Catalogue:
         candidates = len(self._vector_ND) if row_M is None else len(row_M)
         best_QK = torch.full((len(anchor_QD), k), NO_KEY, dtype=torch.int64, device=self._device)
         waiting: list[Tensor] = []
-        for start in range(0, candidates, self._block):
-            block_CD = self._block_of(self._vector_ND, start, row_M)
+        block = self._block(torch.float32)
+        for start in range(0, candidates, block):
+            block_CD = self._block_of(self._vector_ND, slice(start, start + block), row_M)
             row_C = _rows(torch.arange(start, start + len(block_CD), device=self._device), row_M)
             key_QC = self._keys_of_all(anchor_QD, block_CD, row_C)
             key_QC.masked_fill_(excluded.holds(row_C.expand(len(anchor_QD), -1)), NO_KEY)
@@ -201,8 +205,10 @@ class Catalogue:
     def _vectors(self, row_L: Tensor) -> Tensor:
         return self._vector_ND.index_select(0, row_L.to(self._vector_ND.device)).to(self._device)
 
-    def _block_of(self, vector_ND: Tensor, start: int, row_M: Tensor | None) -> Tensor:
-        here = slice(start, start + self._block)
+    def _block(self, dtype: torch.dtype) -> int:
+        return self._block_asked or block_size(dtype, self._device)
+
+    def _block_of(self, vector_ND: Tensor, here: slice, row_M: Tensor | None) -> Tensor:
         chosen_CD = vector_ND[here] if row_M is None else vector_ND.index_select(0, row_M[here].to(vector_ND.device))
         return chosen_CD.to(self._device)
 

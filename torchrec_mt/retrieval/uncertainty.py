@@ -185,16 +185,22 @@ def _blocks(rows: int, width: int) -> Iterator[slice]:
 
 
 def _resampled_means(value_BM: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of each resample, mean_RM: how often each anchor was drawn, times the values."""
     anchors = len(value_BM)
-    mean_RM = np.full((resamples, value_BM.shape[1]), np.nan)
-    if anchors:
-        for rows in _blocks(resamples, anchors):
-            size = rows.stop - rows.start
-            drawn = rng.integers(0, anchors, (size, anchors)) + np.arange(size)[:, None] * anchors
-            times_RB = np.bincount(drawn.ravel(), minlength=size * anchors).reshape(size, anchors)
-            mean_RM[rows] = _product(times_RB.astype(np.float64), value_BM) / anchors
-    return mean_RM
+    if not anchors:
+        return np.full((resamples, value_BM.shape[1]), np.nan)
+    return resampled_sums(value_BM, resamples, rng) / anchors
+
+
+def resampled_sums(value_BM: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Sums over each resample of the anchors, sum_RM: how often each anchor was drawn, times the values."""
+    anchors = len(value_BM)
+    sum_RM = np.empty((resamples, value_BM.shape[1]))
+    for rows in _blocks(resamples, anchors):
+        size = rows.stop - rows.start
+        drawn = rng.integers(0, anchors, (size, anchors)) + np.arange(size)[:, None] * anchors
+        times_RB = np.bincount(drawn.ravel(), minlength=size * anchors).reshape(size, anchors)
+        sum_RM[rows] = _product(times_RB.astype(np.float64), value_BM)
+    return sum_RM
 
 
 def _product(a_RB: np.ndarray, b_BM: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""What an experiment found: means over seeds, each method beside the reference anchor by anchor, what each costs, who
-loses where.
+"""What an experiment found: means over seeds, each method beside the reference anchor by anchor, gains over all tasks,
+who loses where; and from the runs' logs what each costs, and how it came there.
 
 Two kinds of chance are told apart. The spread over seeds is of the training (standard deviation); intervals and
 p-values are of the anchors, on values averaged over the seeds that both methods have. Holm's correction is over all
@@ -8,35 +8,36 @@ comparisons.
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from torchrec_mt.retrieval.results import MODEL, comparison_json, flips_for, without_nan
-from torchrec_mt.retrieval.uncertainty import compare, holm
+from torchrec_mt.retrieval.gains import Gain, Paired, relative_gains
+from torchrec_mt.retrieval.results import comparison_json, flips_for, without_nan
+from torchrec_mt.retrieval.slices import BANDS
+from torchrec_mt.retrieval.uncertainty import bootstrap, compare, holm
 from torchrec_mt.workflows.grid import Done
 from torchrec_mt.workflows.grid_config import Grid
+from torchrec_mt.workflows.grid_curves import curves
+from torchrec_mt.workflows.grid_logs import costs, equal_time, read_logs, validated
+from torchrec_mt.workflows.grid_values import SLICES, GridValues
 
-FORMAT = 1
-SLICES = ("target_training", "anchor_popularity")
+FORMAT = 2
+"""Of results.json. The first had no intervals of gains and means, no curves and no equal time."""
 _LEAST = 20
 """Anchors of a slice, below which it is not shown."""
-Values = dict[tuple[str, int], dict[str, np.ndarray]]
 
 
 def grid_results(grid: Grid, done: Sequence[Done]) -> dict[str, Any]:
-    """The experiment's outcome as JSON."""
-    tables = {(one.cell.method, one.cell.seed): _read(one.records, grid.metrics) for one in done if not one.failure}
-    tasks = list(dict.fromkeys(task for table in tables.values() for task in table))
-    methods = [name for name in grid.methods if any(method == name for method, _ in tables)]
-    found = {
-        task: {name: _summary(grid, tables, task, name) for name in methods if _seeds(tables, task, name)}
-        for task in tasks
-    }
-    _compare(grid, tables, found)
+    """The experiment's outcome as JSON: all that its tables and its page show."""
+    values = GridValues.read(done, grid.metrics)
+    judged = {method for method, _ in values.cells}
+    methods = [name for name in grid.methods if name in judged]
+    read = read_logs(done)
+    logs = {name: read[name] for name in methods}
+    anchor_of = _trained(values, done)
+    metric = validated(logs, grid.metrics)
     return dict(
         without_nan(
             {
@@ -47,10 +48,14 @@ def grid_results(grid: Grid, done: Sequence[Done]) -> dict[str, Any]:
                 "split": grid.split,
                 "seeds": list(grid.seeds),
                 "fixed": {"base": list(grid.base), "settings": list(grid.settings)},
-                "varied": {name: _varied(grid, name) for name in methods},
-                "tasks": found,
-                "gain": {name: _gain(grid, found, name) for name in methods},
-                "cost": {name: _cost([one for one in done if one.cell.method == name]) for name in methods},
+                "varied": {name: _varied(grid, name) for name in grid.methods if _has_cells(done, name)},
+                "trained": list(anchor_of),
+                "tasks": _tasks(grid, values, methods),
+                "gain": _all_gains(grid, values, methods, anchor_of),
+                "cost": costs(logs),
+                "equal_time": equal_time(logs, metric, grid.reference) if metric else None,
+                "curves": curves(logs, metric),
+                "machines": _machines(done),
                 "failed": [
                     {"method": one.cell.method, "seed": one.cell.seed, "why": one.failure}
                     for one in done
@@ -61,122 +66,131 @@ def grid_results(grid: Grid, done: Sequence[Done]) -> dict[str, Any]:
     )
 
 
+def _has_cells(done: Sequence[Done], name: str) -> bool:
+    return any(one.cell.method == name for one in done)
+
+
 def _varied(grid: Grid, name: str) -> list[str]:
     method = grid.methods[name]
     return [f"one model per task (twins of {method.twins_of})"] if method.twins_of else list(method.settings)
 
 
-def _read(records: Sequence[Path], metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Per task the model's values by anchor: its id, the metrics, the labels of slices; in the order of anchors."""
-    found = {}
-    for file in records:
-        names = pq.read_schema(file).names
-        columns = ["task", "anchor", *metrics, *(name for name in SLICES if name in names)]
-        table = pq.read_table(file, columns=columns, filters=[("system", "=", MODEL)])
-        for task in table["task"].unique().to_pylist():
-            rows = table.filter(pq.filters_to_expression([("task", "=", task)])).sort_by("anchor")
-            found[task] = {name: rows[name].to_numpy(zero_copy_only=False) for name in columns if name != "task"}
+def _machines(done: Sequence[Done]) -> dict[str, list[str]]:
+    """On what the runs were made, each with the methods that ran there."""
+    found: dict[str, list[str]] = {}
+    for one in done:
+        for file in one.records:
+            told = json.loads((file.parent.parent / "environment.json").read_text())
+            versions = ", ".join(f"{name} {told['versions'][name]}" for name in ("torch", "torchrec"))
+            methods = found.setdefault(f"{told['platform']}, {told['cores']} cores, {versions}", [])
+            methods += [one.cell.method] if one.cell.method not in methods else []
     return found
 
 
-def _seeds(tables: Mapping[tuple[str, int], Any], task: str, method: str) -> list[int]:
-    return [seed for name, seed in tables if name == method and task in tables[name, seed]]
-
-
-def _mean_values(
-    tables: Mapping[tuple[str, int], Any], task: str, method: str, seeds: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """Per metric the values of every anchor, averaged over seeds."""
-    each = [tables[method, seed][task] for seed in seeds]
-    names = [name for name in each[0] if name not in ("anchor", *SLICES)]
-    return {name: np.mean([one[name].astype(float) for one in each], axis=0) for name in names}
-
-
-def _summary(grid: Grid, tables: Mapping[tuple[str, int], Any], task: str, method: str) -> dict[str, Any]:
-    seeds = _seeds(tables, task, method)
-    by_seed = {
-        name: [float(np.nanmean(tables[method, seed][task][name].astype(float))) for seed in seeds]
-        for name in grid.metrics
+def _tasks(grid: Grid, values: GridValues, methods: Sequence[str]) -> dict[str, Any]:
+    found = {
+        task: {name: _summary(values, task, name) for name in methods if values.seeds(task, name)}
+        for task in values.tasks
     }
-    some = tables[method, seeds[0]][task]
+    _compare(grid, values, found)
+    return found
+
+
+def _summary(values: GridValues, task: str, method: str) -> dict[str, Any]:
+    seeds = values.seeds(task, method)
+    averaged = values.mean(task, method, seeds)
+    means = bootstrap(averaged)
+    first_B = averaged[values.metrics[0]]
+    metrics = {}
+    for name, over_anchors in means.items():
+        by_seed = [float(np.nanmean(values.cells[method, seed][task][name].astype(float))) for seed in seeds]
+        metrics[name] = {
+            "mean": statistics.fmean(by_seed),
+            "low": over_anchors.low,
+            "high": over_anchors.high,
+            "sd_over_seeds": statistics.stdev(by_seed) if len(seeds) > 1 else None,
+            "by_seed": dict(zip(map(str, seeds), by_seed, strict=True)),
+        }
     return {
-        "num_anchors": len(some["anchor"]),
+        "num_anchors": len(values.labels(task, method)["anchor"]),
         "num_seeds": len(seeds),
-        "metrics": {
-            name: {
-                "mean": statistics.fmean(values),
-                "sd_over_seeds": statistics.stdev(values) if len(values) > 1 else None,
-                "by_seed": dict(zip(map(str, seeds), values, strict=True)),
-            }
-            for name, values in by_seed.items()
+        "metrics": metrics,
+        "slices": {
+            label: {"num_anchors": int(in_B.sum()), "mean": float(np.nanmean(first_B[in_B]))}
+            for label, in_B in _slices(values, task, method)
         },
-        "slices": _slices(tables, task, method, seeds, grid.metrics[0]),
     }
 
 
-def _slices(
-    tables: Mapping[tuple[str, int], Any], task: str, method: str, seeds: Sequence[int], metric: str
-) -> dict[str, dict[str, Any]]:
-    """The first metric on slices that are large enough."""
-    values_B, labels = _mean_values(tables, task, method, seeds)[metric], tables[method, seeds[0]][task]
-    found = {}
+def _slices(values: GridValues, task: str, method: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Slices that are large enough, each with whether an anchor is in it."""
+    labels = values.labels(task, method)
     for slicing in SLICES:
-        for label in dict.fromkeys(labels.get(slicing, np.array([]))):
-            here_B = values_B[labels[slicing] == label] if label is not None else np.array([])
-            if len(here_B) >= _LEAST and label != "(mixed)":
-                found[f"{slicing}: {label}"] = {"num_anchors": len(here_B), "mean": float(np.nanmean(here_B))}
-    return found
+        found = dict.fromkeys(labels.get(slicing, np.array([])))
+        for label in sorted(found, key=lambda label: BANDS.index(label) if label in BANDS else -1):
+            in_B = labels[slicing] == label
+            if label not in (None, "(mixed)") and in_B.sum() >= _LEAST:
+                yield f"{slicing}: {label}", in_B
 
 
-def _compare(grid: Grid, tables: Mapping[tuple[str, int], Any], found: Mapping[str, Any]) -> None:
+def _compare(grid: Grid, values: GridValues, found: Mapping[str, Any]) -> None:
     """Adds to every method but the reference what it has more than that, on the seeds and anchors of both."""
     pairs = [(task, name) for task, methods in found.items() for name in methods if name != grid.reference]
-    pairs = [(task, name) for task, name in pairs if grid.reference in found[task]]
+    pairs = [(task, name) for task, name in pairs if values.seeds(task, name, grid.reference)]
     number = len(pairs) * len(grid.metrics)
     compared = {}
     for task, name in pairs:
-        seeds = [seed for seed in _seeds(tables, task, name) if seed in _seeds(tables, task, grid.reference)]
-        if not seeds:
-            continue
-        ours, theirs = (_mean_values(tables, task, method, seeds) for method in (name, grid.reference))
+        ours, theirs = _both(values, task, name, grid.reference)
         for metric, one in compare(ours, theirs, flips=flips_for(number)).items():
             compared[task, name, metric] = one
-        for label, part in found[task][name]["slices"].items():
-            other = found[task][grid.reference]["slices"].get(label)
-            part["difference"] = part["mean"] - other["mean"] if other else None
+        difference_B = ours[grid.metrics[0]] - theirs[grid.metrics[0]]
+        for label, in_B in _slices(values, task, name):
+            over_anchors = bootstrap({"": difference_B[in_B]})[""]
+            found[task][name]["slices"][label] |= {
+                "difference": over_anchors.mean,
+                "low": over_anchors.low,
+                "high": over_anchors.high,
+            }
     corrected = holm([one.p_value for one in compared.values()])
     for (task, name, metric), p_holm in zip(compared, corrected, strict=True):
         comparison = comparison_json(compared[task, name, metric], p_holm)
         found[task][name]["metrics"][metric]["beside_reference"] = comparison
 
 
-def _gain(grid: Grid, found: Mapping[str, Any], name: str) -> float | None:
-    """Mean over tasks of the first metric's gain over the reference, relative to it (Maninis et al., CVPR 2019)."""
-    metric, gains = grid.metrics[0], []
-    for methods in found.values():
-        if name in methods and grid.reference in methods:
-            theirs = methods[grid.reference]["metrics"][metric]["mean"]
-            if theirs:
-                gains.append(methods[name]["metrics"][metric]["mean"] / theirs - 1)
-    return statistics.fmean(gains) if gains else None
+def _both(values: GridValues, task: str, *methods: str) -> list[dict[str, np.ndarray]]:
+    """value_B by metric of each method, on the seeds that all have."""
+    seeds = values.seeds(task, *methods)
+    return [values.mean(task, name, seeds) for name in methods]
 
 
-def _cost(done: Sequence[Done]) -> dict[str, Any]:
-    """Milliseconds of a step, steps, bytes and dense parameters, of all runs of a cell together; means over seeds."""
-    cells = [_cost_of(one) for one in done if not one.failure]
-    return {key: statistics.fmean(cell[key] for cell in cells) for key in cells[0]} if cells else {}
+def _trained(values: GridValues, done: Sequence[Done]) -> dict[str, str]:
+    """Judged tasks that were trained, each with the entity of its anchors; the others are other ways to score them."""
+    trained = done[0].cell.config.dataset.trained_tasks if done else {}
+    return {task: one.anchor for task, one in trained.items() if task in values.tasks}
 
 
-def _cost_of(one: Done) -> dict[str, float]:
-    total = {"step_ms": 0.0, "seconds": 0.0, "table_bytes": 0.0, "dense_parameters": 0.0}
-    for file in one.records:
-        run = file.parent.parent
-        held = json.loads((run / "held.json").read_text())
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        steps = [sum(v for k, v in line.items() if k.startswith("ms/")) for line in lines if line["kind"] == "train"]
-        step_ms = statistics.median(steps[1:] or steps)
-        total["step_ms"] += step_ms
-        total["seconds"] += step_ms / 1000 * max(line["step"] for line in lines)
-        total["table_bytes"] += sum(rank["weights"] + rank["sums"] for rank in held)
-        total["dense_parameters"] += held[0]["dense"] / 4
-    return total
+def _all_gains(grid: Grid, values: GridValues, methods: Sequence[str], anchor_of: Mapping[str, str]) -> dict[str, Any]:
+    """Of every method but the reference its gain over that in the first metric, by trained task and over all.
+
+    Args:
+        anchor_of: trained tasks and the entities of their anchors.
+    """
+    found = {}
+    for name in methods:
+        tasks = {}
+        for task, entity in anchor_of.items():
+            if name != grid.reference and values.seeds(task, name, grid.reference):
+                ours, theirs = (both[grid.metrics[0]] for both in _both(values, task, name, grid.reference))
+                anchors = [(entity, anchor) for anchor in values.labels(task, name)["anchor"]]
+                tasks[task] = Paired(anchors=anchors, first=ours, second=theirs)
+        if tasks:
+            each, over_all = relative_gains(tasks)
+            found[name] = {
+                "tasks": {task: _gain_json(one) for task, one in each.items()},
+                "all": _gain_json(over_all) | {"num_tasks": sum(not np.isnan(one.gain) for one in each.values())},
+            }
+    return found
+
+
+def _gain_json(gain: Gain) -> dict[str, float]:
+    return {"gain": gain.gain, "low": gain.low, "high": gain.high}

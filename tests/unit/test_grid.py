@@ -12,6 +12,7 @@ from tests.made_grid import experiment
 from torchrec_mt.compare import main
 from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.grid import grid_markdown, verdicts
+from torchrec_mt.retrieval.uncertainty import holm
 from torchrec_mt.workflows.grid import begin
 from torchrec_mt.workflows.grid_config import cells_of, load_grid
 
@@ -210,3 +211,18 @@ def test_what_it_says(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize("file", sorted(Path("launch/grids").glob("*.toml")), ids=lambda file: file.stem)
 def test_shipped_grids_are_experiments(file: Path) -> None:
     assert cells_of(load_grid(str(file)))
+
+
+def test_what_decides_is_corrected_by_itself(results: dict[str, Any]) -> None:
+    """Two trained tasks are two questions; the task scored as another, and other metrics, are not among them."""
+    found = {
+        task: methods["good"]["metrics"]["recall@100"]["beside_reference"] for task, methods in results["tasks"].items()
+    }
+    assert {task: one["decides"] for task, one in found.items()} == {
+        "search": True,
+        "similar": True,
+        "search_by_words": False,
+    }
+    wanted = holm([found[task]["p_value"] for task in ("search", "similar")])
+    assert [found[task]["p_holm"] for task in ("search", "similar")] == wanted
+    assert found["search_by_words"]["p_holm"] == found["search_by_words"]["p_value"]

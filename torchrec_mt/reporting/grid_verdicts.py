@@ -136,7 +136,8 @@ def notes(results: Results) -> list[str]:
     spread = f"± standard deviation over {seeds} seeds; " if seeds > 1 else "one seed: nothing is known of another; "
     told = [
         f"{spread}▲ better or ▼ worse than {reference}, ≈ no difference that can be told (sign-flip test over anchors, "
-        "values averaged over seeds, p < 0.05 after Holm's correction for all comparisons)",
+        "values averaged over seeds, p < 0.05 after Holm's correction, by itself for the first metric on the trained "
+        "tasks, which decides, and for all else)",
         f"gain: what a method has more than {reference}, as a share of that; over all tasks their mean. Its 95% "
         "interval (paired bootstrap) is of anchors: others of the same kind, not other seeds or tasks; nothing is "
         "corrected for the number of methods",

@@ -2,13 +2,13 @@
 who loses where; and from the runs' logs what each costs, and how it came there.
 
 Two kinds of chance are told apart. The spread over seeds is of the training (standard deviation); intervals and
-p-values are of the anchors, on values averaged over the seeds that both methods have. Holm's correction is over all
-comparisons.
+p-values are of the anchors, on values averaged over the seeds that both methods have. The comparisons that the plan
+names as deciding, the first metric on the trained tasks, have a Holm correction of their own, all others another.
 """
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def grid_results(grid: Grid, done: Sequence[Done]) -> dict[str, Any]:
                 "fixed": {"base": list(grid.base), "settings": list(grid.settings)},
                 "varied": {name: _varied(grid, name) for name in grid.methods if _has_cells(done, name)},
                 "trained": list(anchor_of),
-                "tasks": _tasks(grid, values, methods),
+                "tasks": _tasks(grid, values, methods, anchor_of),
                 "gain": _all_gains(grid, values, methods, anchor_of),
                 "cost": costs(logs),
                 "equal_time": equal_time(logs, metric, grid.reference) if metric else None,
@@ -87,12 +87,12 @@ def _machines(done: Sequence[Done]) -> dict[str, list[str]]:
     return found
 
 
-def _tasks(grid: Grid, values: GridValues, methods: Sequence[str]) -> dict[str, Any]:
+def _tasks(grid: Grid, values: GridValues, methods: Sequence[str], trained: Container[str]) -> dict[str, Any]:
     found = {
         task: {name: _summary(values, task, name) for name in methods if values.seeds(task, name)}
         for task in values.tasks
     }
-    _compare(grid, values, found)
+    _compare(grid, values, found, trained)
     return found
 
 
@@ -133,8 +133,11 @@ def _slices(values: GridValues, task: str, method: str) -> Iterator[tuple[str, n
                 yield f"{slicing}: {label}", in_B
 
 
-def _compare(grid: Grid, values: GridValues, found: Mapping[str, Any]) -> None:
-    """Adds to every method but the reference what it has more than that, on the seeds and anchors of both."""
+def _compare(grid: Grid, values: GridValues, found: Mapping[str, Any], trained: Container[str]) -> None:
+    """Adds to every method but the reference what it has more than that, on the seeds and anchors of both.
+
+    Holm's correction is by itself for the comparisons that decide, the first metric on the `trained` tasks.
+    """
     pairs = [(task, name) for task, methods in found.items() for name in methods if name != grid.reference]
     pairs = [(task, name) for task, name in pairs if values.seeds(task, name, grid.reference)]
     number = len(pairs) * len(grid.metrics)
@@ -151,10 +154,13 @@ def _compare(grid: Grid, values: GridValues, found: Mapping[str, Any]) -> None:
                 "low": over_anchors.low,
                 "high": over_anchors.high,
             }
-    corrected = holm([one.p_value for one in compared.values()])
-    for (task, name, metric), p_holm in zip(compared, corrected, strict=True):
-        comparison = comparison_json(compared[task, name, metric], p_holm)
-        found[task][name]["metrics"][metric]["beside_reference"] = comparison
+    decides = {key: key[0] in trained and key[2] == grid.metrics[0] for key in compared}
+    for family in (True, False):
+        keys = [key for key in compared if decides[key] == family]
+        corrected = holm([compared[key].p_value for key in keys])
+        for (task, name, metric), p_holm in zip(keys, corrected, strict=True):
+            comparison = comparison_json(compared[task, name, metric], p_holm)
+            found[task][name]["metrics"][metric]["beside_reference"] = comparison | {"decides": family}
 
 
 def _both(values: GridValues, task: str, *methods: str) -> list[dict[str, np.ndarray]]:

@@ -135,6 +135,35 @@ def test_a_run_that_is_trained_is_neither_gone_on_with_nor_replaced(tmp_path: Pa
     assert not (place / LOCK).exists()
 
 
+def test_a_run_that_was_killed_before_it_was_one_can_be_begun_again(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    killed = RunFolder.create(place)
+    killed.path.mkdir()
+    killed.hold()
+    for left in ("", "{}", '{"versions": {}, "argv": [], "started": ""}'):
+        (place / "environment.json").write_text(left) if left else (place / ".config.json.partial-7").touch()
+        if left == "{}":
+            with pytest.raises(UserError, match="is no run folder of ours"):
+                RunFolder.create(place)
+        else:
+            assert RunFolder.create(place).path == place
+    with pytest.raises(UserError, match="is being trained by process"):
+        RunFolder.create(place).start(config(1))
+    killed.release()
+    earlier_run(place).release()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 1}
+
+
+def test_a_run_that_began_in_the_meantime_is_left_alone(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    late = RunFolder.create(place)
+    earlier_run(place)
+    with pytest.raises(UserError, match="holds a run begun after this one: `--resume` it, or give"):
+        late.start(config(2))
+    late.release()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 1}
+
+
 def test_what_a_killed_process_left_locks_nothing(tmp_path: Path) -> None:
     place = earlier_run(tmp_path / "run").place
     (place / LOCK).write_text('{"half')

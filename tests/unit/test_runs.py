@@ -189,6 +189,15 @@ def test_another_try_of_the_same_job_is_waited_for(tmp_path: Path, monkeypatch: 
     first.release()
 
 
+def test_one_that_has_just_ended_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is gone between the asking and the reading of who it is."""
+    run = earlier_run(tmp_path / "run")
+    busy, locked = [True], holding._locked
+    monkeypatch.setattr(holding, "_locked", lambda file: None if busy and busy.pop() else locked(file))
+    run.hold()
+    run.release()
+
+
 def test_without_locks_it_goes_on_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
-from torchrec_mt.holding import job
+from torchrec_mt.holding import Hold, job
 from torchrec_mt.reporting.terminal import TrainingProgress
 from torchrec_mt.runs import MARK, PARTS, RunFolder, restarted
 from torchrec_mt.storage import Output, is_url
@@ -62,7 +62,7 @@ def train_here(
         if again:
             on_main(run.hold)
             on_main(lambda: run.check_dataset(dataset.manifest.digest, config.dataset.path))
-        earlier = _earlier(init_from) if init_from else None
+        earlier = _earlier(init_from) if init_from and not again else None
         with TrainingProgress(enabled=show and here.is_main) as progress:
             outcome = train(
                 run,
@@ -121,6 +121,8 @@ def _place(config: RunConfig, output: Output, *, overwrite: bool, resume: bool) 
         RunFolder.open(place)
         return run, True
     again = restarted(place)
+    if again:
+        Hold(place, path).release()  # the try before may be about to write its first checkpoint
     if again and has_checkpoint(config.checkpoint, run):
         changed = changed_keys(run.config_json(), config, but=RESUMED)
         if changed:

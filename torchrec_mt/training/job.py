@@ -27,14 +27,7 @@ from torchrec_mt.training.assemble import build_model, size_of
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
 from torchrec_mt.training.held import held_by_ranks
-from torchrec_mt.training.keeper import (
-    CheckpointConfig,
-    Keeper,
-    checkpoints_path,
-    newest_checkpoint,
-    remove_checkpoints,
-)
-from torchrec_mt.training.metrics_log import MetricsLog
+from torchrec_mt.training.keeper import CheckpointConfig, checkpoints_path, newest_checkpoint
 from torchrec_mt.training.objective import TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.own_candidates import objective_for
@@ -44,7 +37,7 @@ from torchrec_mt.training.trainer import Progress, Trainer, TrainerConfig
 from torchrec_mt.training.validation import validate, validated_tasks
 from torchrec_mt.training.warm_start import Earlier, describe, warm_start
 from torchrec_mt.training.watchdog import Watchdog
-from torchrec_mt.training.writing import take_place, to_both, versions, writing
+from torchrec_mt.training.writing import keeper_of, to_both, versions, writing
 
 
 def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
@@ -151,7 +144,7 @@ def train(
         writing(run, config_json, dataset, plan, held, size, runtime, after=after, origin=origin) as log,
         tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
     ):
-        keeper = _keeper(checkpoint, state, store, run, log, output, restored)
+        keeper = keeper_of(checkpoint, state, store, run, log, output, restored)
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
@@ -178,48 +171,6 @@ def train(
         ):
             taken = trainer.run(iter(reader), steps, after=after, stop=restored.stop if restored else None)
         return _end(run, taken.step, taken.stop, interrupted=taken.interrupted)
-
-
-def _keeper(
-    config: CheckpointConfig,
-    state: RunState,
-    store: CheckpointStore,
-    run: RunFolder,
-    log: MetricsLog | None,
-    output: Output,
-    restored: Restored | None,
-) -> Keeper:
-    """What writes the run's checkpoints; with the first one a new run takes its place."""
-    run.at_url = restored is not None
-
-    def push() -> None:
-        """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
-        if run.at_url:
-            on_main(output.try_update)
-        else:
-            _begin_at_url(run, log, config, output)
-        run.at_url = True
-
-    def moved() -> CheckpointStore:
-        take_place(run, log)
-        return CheckpointStore(checkpoints_path(config, run), keep=config.keep)
-
-    return Keeper(
-        config,
-        state,
-        store,
-        good=restored.good if restored else (),
-        before=push if run.url else lambda: None,
-        moved=moved if run.is_aside and not run.url else None,
-    )
-
-
-def _begin_at_url(run: RunFolder, log: MetricsLog | None, config: CheckpointConfig, output: Output) -> None:
-    """A new run takes its place in the local copy and at the URL. A reader meets one run or none, never a mixture."""
-    on_main(lambda: remove_checkpoints(config, run))
-    if run.is_aside:
-        take_place(run, log)
-    on_main(output.push)
 
 
 def _end(run: RunFolder, step: int, stop: EarlyStop, *, interrupted: bool = False) -> dict[str, object]:

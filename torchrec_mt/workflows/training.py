@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_json, open_dataset
 from torchrec_mt.distributed.collectives import on_main
@@ -131,4 +132,18 @@ def _place(config: RunConfig, output: Output, *, overwrite: bool, resume: bool) 
                 "differ): give another --output, or its own config to go on with it"
             )
         return run, True
-    return RunFolder.create(place, overwrite=overwrite or again, url=run.url), False
+    run = RunFolder.create(place, overwrite=overwrite or again, url=run.url)
+    if config.checkpoint.folder and has_checkpoint(config.checkpoint, run):
+        _check_folder(config, place)
+    return run, False
+
+
+def _check_folder(config: RunConfig, place: Path) -> None:
+    """Refuses to write checkpoints among those of another run than the one that is replaced, and to remove them."""
+    folder = config.checkpoint.folder
+    replaced = RunFolder(place).config_json() if (place / MARK).is_file() else {}
+    if replaced.get("checkpoint", {}).get("folder") != folder:
+        raise UserError(
+            f"checkpoint.folder = '{folder}' holds checkpoints of another run: name a folder of this run's own, or "
+            "remove them"
+        )

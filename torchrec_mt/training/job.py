@@ -14,7 +14,7 @@ from torchrec_mt.data.negatives import Mined, NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import telling_lost_ranks
-from torchrec_mt.distributed.planning import ShardingConfig, told_of_few_rows
+from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
@@ -23,7 +23,7 @@ from torchrec_mt.runs import TRAINING, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.storage import Output
 from torchrec_mt.training.agreement import check_sources, pair_rules
-from torchrec_mt.training.assemble import build_model, size_of
+from torchrec_mt.training.assemble import build_model, size_of, told_of_tables
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
 from torchrec_mt.training.held import held_by_ranks
@@ -130,7 +130,9 @@ def train(
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
-    progress.started(told_of_few_rows(sharding, dataset.manifest.tables, world_size=runtime.world_size))
+    progress.started(
+        told_of_tables(dataset.manifest, schema, model_config, sharding, losses, world_size=runtime.world_size)
+    )
     size = size_of(dataset.manifest, schema, model_config, losses)
     progress.started([size.text()])
     origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None

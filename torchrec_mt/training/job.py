@@ -130,6 +130,7 @@ def train(
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
+        store.prune()  # a disk that is full may have no room for the next one before
     progress.started(
         told_of_tables(dataset.manifest, schema, model_config, sharding, losses, world_size=runtime.world_size)
     )
@@ -211,7 +212,7 @@ def _newest(store: CheckpointStore) -> Loaded:
     """
     newest = store.load_newest({}, partial=True)
     if newest is None:
-        raise UserError(f"no checkpoint in '{store.where}' to go on from: train without --resume")
+        raise UserError(f"no checkpoint in '{store.where}' to go on from: train without --resume, with --overwrite")
     return newest
 
 

@@ -191,13 +191,16 @@ class CheckpointStore:
         return self._load(folder, tensors, partial, ())
 
     def _marked(self, mark: str) -> str:
-        def found() -> list[str]:
-            return [e.folder for e in self._shelf.entries() if e.commit and mark in e.commit.marks]
+        def found() -> list[list[str]]:
+            entries = self._shelf.entries()
+            marked = [entry.folder for entry in entries if entry.commit and mark in entry.commit.marks]
+            return [marked, [entry.problem for entry in entries if entry.problem]]
 
-        folders = self._on_main(found)
+        folders, problems = self._on_main(found)
         if not folders:
+            where = f"no checkpoint under '{self._files.where()}' is marked '{mark}'"
             raise UserError(
-                f"no checkpoint under '{self._files.where()}' is marked '{mark}': train first, or name a step"
+                "; ".join([where, *problems]) if problems else f"{where}: train first, as far as a validation"
             )
         return str(folders[0])
 
@@ -206,6 +209,14 @@ class CheckpointStore:
         self.finish()
         steps = self._on_main(lambda: [entry.commit.step for entry in self._shelf.entries() if entry.commit])
         return list(map(int, steps))
+
+    def prune(self) -> None:
+        """Removes what the next save would remove. Call where the newest was just loaded: that one is whole.
+
+        Raises:
+            UserError: on every rank, one cannot be removed.
+        """
+        self._on_main(self._shelf.prune)
 
     def refuse(self, step: int) -> None:
         """Says that the checkpoint of a step is damaged: it is none of those that the next save keeps."""

@@ -27,6 +27,7 @@ from typing import Any
 
 from torchrec_mt.environment import environment
 from torchrec_mt.errors import UserError
+from torchrec_mt.exchange import take_place
 from torchrec_mt.holding import LOCK, Hold, is_held, job
 from torchrec_mt.storage import is_url, local_copy
 
@@ -174,16 +175,10 @@ class RunFolder:
             UserError: another process has begun to train the earlier run.
         """
         real = self.place.resolve()
-        earlier = real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}")
+        aside = real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}")
         held = Hold(real, self.where) if real.exists() else None
         try:
-            if real.exists():
-                os.rename(real, earlier)
-            os.rename(self.path, real)
-        except OSError:
-            if earlier.exists():
-                os.rename(earlier, real)
-            raise
+            earlier = take_place(self.path, real, aside)
         finally:
             if held:
                 held.release()

@@ -70,6 +70,36 @@ def test_an_earlier_run_is_replaced_only_on_request_and_only_by_a_swap(tmp_path:
     assert (place / "notes.txt").exists()
 
 
+def test_the_place_is_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where names cannot be exchanged; also then nothing is lost where the second renaming fails."""
+    place, renamed = earlier_run(tmp_path / "run").place, list[str]()
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda old, new: renamed.append(str(old)) or rename(old, new))
+    again = RunFolder.create(place, overwrite=True)
+    again.start(config(2))
+    again.swap()
+    assert not any(name in (str(place), str(again.path)) for name in renamed)
+    again.release()
+
+    monkeypatch.setattr("torchrec_mt.exchange._exchange", lambda one, other: False)
+    third = RunFolder.create(place, overwrite=True)
+    third.start(config(3))
+
+    def failing(old: Path, new: Path) -> None:
+        if old == third.path:
+            raise OSError(errno.EACCES, "Permission denied")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="Permission denied"):
+        third.swap()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 2}
+    monkeypatch.setattr(os, "rename", rename)
+    third.swap()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 3}
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_a_discarded_run_leaves_nothing(tmp_path: Path) -> None:
     place = earlier_run(tmp_path / "run").place
     again = RunFolder.create(place, overwrite=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from torchrec_mt.distributed.collectives import group_beside
 from torchrec_mt.distributed.pieces import Pieces
 from torchrec_mt.errors import UserError
 from torchrec_mt.training.checkpoints.commit import COMMIT, DamagedCheckpointError, folder_of, read_commit
@@ -63,7 +64,7 @@ class CheckpointStore:
         self._files = Files(folder)
         self._shelf = Shelf(self._files, keep)
         # Messages of a save in the background must not mix with those of a training step; tensors of it are on the CPU.
-        self._group = dist.new_group(backend="gloo")
+        self._group = group_beside()
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._copying: Future[None] | None = None

@@ -17,6 +17,8 @@ from torchrec_mt.errors import UserError
 LOCK = "training.lock"
 PATIENCE_S = 60.0
 """How long a launcher's next try of a job waits for a rank of the last one that has not ended yet."""
+_MOMENT_S = 2.0
+"""How long to wait for one that says nothing of itself: it has just ended, or just begun."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -38,17 +40,17 @@ class Hold:
 
     def __init__(self, folder: Path, where: str) -> None:
         self._file = folder / LOCK
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            descriptor = _locked_if_it_can_be(self._file)
-            if descriptor is not None:
-                break
+        began, told_of = time.monotonic(), False
+        while (descriptor := _locked_if_it_can_be(self._file)) is None:
             holder = _holder(self._file)
-            if not job() or holder.get("job") != job() or time.monotonic() > deadline:
+            if time.monotonic() > began + _patience_with(holder):
                 raise UserError(
                     f"'{where}' is being trained by {_told(holder)}: wait until that has ended, or end it, or give "
                     "another --output"
                 )
+            if holder and not told_of:
+                print(f"'{where}' is still held by {_told(holder)}: waiting for its end", file=sys.stderr, flush=True)
+                told_of = True
             time.sleep(0.2)
         self._descriptor = descriptor
         told = {
@@ -130,6 +132,12 @@ def _holder(file: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def _patience_with(holder: dict[str, object]) -> float:
+    if not holder:
+        return _MOMENT_S
+    return PATIENCE_S if job() and holder.get("job") == job() else 0.0
 
 
 def _told(holder: dict[str, object]) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 
 from torchrec_mt.environment import environment
 from torchrec_mt.errors import UserError
+from torchrec_mt.exchange import take_place
 from torchrec_mt.holding import LOCK, Hold, is_held, job
 from torchrec_mt.storage import is_url, local_copy
 
@@ -38,6 +39,7 @@ HELD = "held.json"
 MODEL = "model.json"
 TRAINING = "training.json"
 _ENVIRONMENT = "environment.json"
+_RECORDED = {"versions", "argv", "started"}
 _FILES = (MARK, _ENVIRONMENT, DATASET, "plan.json", HELD, MODEL, "metrics.jsonl", TRAINING, TRACKING, INIT)
 _FOLDERS = ("tensorboard", "vocabulary", "checkpoints", "evaluation", "mined", "export", "twins", "offending_batch")
 _EARLIER = ("model",)
@@ -104,7 +106,7 @@ class RunFolder:
         if "\0" in str(place):
             raise UserError(f"--output {str(place)!r}: a path has no NUL in it")
         place, where = Path(place), url or place
-        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        if not place.exists() or _is_hardly_begun(place):
             return cls(place, url=url)
         if not _is_run(place):
             raise UserError(f"'{where}' exists and is no run folder of ours: give another --output, or move it away")
@@ -153,9 +155,16 @@ class RunFolder:
             held.release()
 
     def start(self, config_json: str) -> None:
-        """Makes the folder, holds it and records config and environment."""
+        """Makes the folder, holds it and records config and environment.
+
+        Raises:
+            UserError: another process trains the run, or has begun one here since `create`.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        goes_on = self._held is not None
         self.hold()
+        if not goes_on and (self.path / MARK).exists():
+            raise UserError(f"'{self.where}' holds a run begun after this one: `--resume` it, or give another --output")
         write_atomic(self.path / _ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
         write_atomic(self.path / MARK, config_json)
 
@@ -166,16 +175,10 @@ class RunFolder:
             UserError: another process has begun to train the earlier run.
         """
         real = self.place.resolve()
-        earlier = real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}")
+        aside = real.with_name(f"{_prefix(real)}{uuid.uuid4().hex[:12]}")
         held = Hold(real, self.where) if real.exists() else None
         try:
-            if real.exists():
-                os.rename(real, earlier)
-            os.rename(self.path, real)
-        except OSError:
-            if earlier.exists():
-                os.rename(earlier, real)
-            raise
+            earlier = take_place(self.path, real, aside)
         finally:
             if held:
                 held.release()
@@ -264,7 +267,14 @@ def _is_run(path: Path) -> bool:
     except (UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
     sections = all(isinstance(config.get(key), dict) for key in ("dataset", "trainer", "optim"))
-    return sections and {"versions", "argv", "started"} <= machine.keys()
+    return sections and machine.keys() >= _RECORDED
+
+
+def _is_hardly_begun(path: Path) -> bool:
+    """Whether a folder has no more in it than a `start` leaves that was killed before the run had its `MARK`."""
+    names = {child.name.partition(".partial-")[0] for child in path.iterdir()} if path.is_dir() else {MARK}
+    begun = names <= {LOCK, _ENVIRONMENT, f".{_ENVIRONMENT}", f".{MARK}"}
+    return begun and (_ENVIRONMENT not in names or read_object(path / _ENVIRONMENT).keys() >= _RECORDED)
 
 
 def _strange(path: Path) -> list[str]:

@@ -103,4 +103,13 @@ def test_no_model_to_be_judged(
     shutil.rmtree(run / "checkpoints")
     assert exit_code_of(lambda: program([str(run)])) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"error: no checkpoint under '{run / 'checkpoints'}' is marked 'best': train first, or name a step"
+    nowhere = f"error: no checkpoint under '{run / 'checkpoints'}' is marked 'best'"
+    assert line == f"{nowhere}: train first, as far as a validation"
+
+
+def test_nobody_knows_which_is_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage_all(run, cut, "checkpoint.json")
+    assert exit_code_of(lambda: evaluate([str(run)])) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: no checkpoint under '{run / 'checkpoints'}' is marked 'best'; '{run}/checkpoints/")
+    assert "checkpoint.json' is damaged" in line

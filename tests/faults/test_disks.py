@@ -75,6 +75,15 @@ def test_a_small_disk(debug_shop: Path, uninterrupted: Uninterrupted, tmp_path: 
     assert state_after(run, STEPS) == uninterrupted(1)
 
 
+@pytest.mark.slow
+def test_fewer_checkpoints_make_room(debug_shop: Path, tmp_path: Path, small_disk: Path) -> None:
+    run, settings = tmp_path / "run", [f"checkpoint.folder={small_disk / 'kept'}", "trainer.validations=1"]
+    [ended] = Job(tmp_path / "said", [*small(debug_shop, *settings), f"--output={run}"]).wait(30)
+    assert ended.code == 2
+    resumed(tmp_path / "again", run, "checkpoint.keep=1", ranks=1)
+    assert [path.name for path in (small_disk / "kept").iterdir()] == [f"step-{STEPS:010}"]
+
+
 @pytest.fixture
 def own_shop(debug_shop: Path, tmp_path: Path) -> Path:
     shutil.copytree(debug_shop / "debug", tmp_path / "root/debug")

@@ -81,12 +81,26 @@ def test_a_new_run_takes_the_place(root: Path, tmp_path: Path) -> None:
     assert train([*command, "--overwrite", "--set=trainer.steps=6"]) == 0
     assert [child.name for child in tmp_path.iterdir()] == ["run"]
     files = ["config.json", "dataset.json", "environment.json", "held.json", "metrics.jsonl", "plan.json"]
-    files += ["training.json"]
+    files += ["model.json", "training.json"]
     assert sorted(child.name for child in run.iterdir()) == sorted([*files, "checkpoints", "tensorboard", "vocabulary"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "valid"] == [3, 6]
     assert json.loads((run / "training.json").read_text())["run"] == str(run)
     assert evaluate([str(run), "--set=evaluate.max_anchors=50"]) == 0
+
+
+def test_checkpoints_in_a_folder_of_their_own(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are replaced with their run, and never those of another."""
+    folder = tmp_path / "kept"
+    command = arguments(root, "trainer.steps=2", "trainer.validations=1", f"checkpoint.folder={folder}")
+    assert train([*command, f"--output={tmp_path / 'run'}"]) == 0
+    before = content(folder)
+    for flags in ([], ["--overwrite"]):
+        assert exit_code_of(lambda flags=flags: train([*command, f"--output={tmp_path / 'other'}", *flags])) == 2
+        assert f"checkpoint.folder = '{folder}' holds checkpoints of another run" in capsys.readouterr().err
+    assert content(folder) == before
+    assert train([*command, "--set=trainer.steps=3", f"--output={tmp_path / 'run'}", "--overwrite"]) == 0
+    assert [path.name for path in folder.iterdir()] == ["step-0000000003"]
 
 
 @pytest.mark.parametrize("machine", [None, "{}", '{"versions": {}}'])

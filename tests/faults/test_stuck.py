@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faulty import stuck_optimizer, stuck_reader
+from tests.faulty import slow, stuck_optimizer, stuck_reader
 from tests.jobs import Fault, Job, newest, small
 from torchrec_mt.training.watchdog import EXIT_CODE
 
@@ -46,3 +46,21 @@ def test_a_stuck_rank_whose_store_is_gone(debug_shop: Path, tmp_path: Path) -> N
     assert stuck.code == EXIT_CODE
     assert "this rank is stuck in phase 'data' of step 7 for " in stuck.err
     assert "what the others do cannot be asked any more" in stuck.err
+
+
+def test_a_store_that_does_not_answer(debug_shop: Path, tmp_path: Path) -> None:
+    """Whoever holds it is stuck as a whole: the others must not wait for its word."""
+    run = tmp_path / "run"
+    job = Job(
+        tmp_path / "said",
+        [*small(debug_shop, f"trainer.stuck_seconds={SECONDS}"), f"--output={run}"],
+        ranks=2,
+        fault=slow,
+    )
+    job.until(lambda: newest(run) == 6)
+    job.send(signal.SIGSTOP, 0)
+    job.until(lambda: "error: rank 1: training stands still: this rank is stuck in phase '" in job.said(1), seconds=10)
+    job.send(signal.SIGKILL, 0)
+    [_, other] = job.wait(5)
+    assert other.code == EXIT_CODE
+    assert "the job's store, in rank 0 or the launcher, is silent" in other.err

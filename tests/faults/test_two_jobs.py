@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ import pytest
 
 from tests.faulty import slow
 from tests.jobs import STEPS, Job, newest, resumed, small, state_after
+from tests.tiny_run import tiny_config
+from torchrec_mt.config import config_to_json
 from torchrec_mt.holding import LOCK
+from torchrec_mt.runs import MARK, PARTS, RunFolder
+from torchrec_mt.storage import Output
+from torchrec_mt.workflows import training
 
 Uninterrupted = Callable[[int], dict[str, Any]]
 
@@ -64,3 +70,21 @@ def test_the_next_try_of_the_same_job_waits(debug_shop: Path, uninterrupted: Uni
     assert [one.code for one in ended] == [0, 0], ended[0].err
     assert "goes on after step " in ended[0].err
     assert state_after(run, STEPS) == uninterrupted(2)
+
+
+def test_the_next_try_waits_for_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The try before writes it when it is asked to end: to begin again would be to lose it."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "shop")
+    config, first = tiny_config(tmp_path / "data"), RunFolder.create(tmp_path / "run")
+    first.start(config_to_json(config))
+
+    def end() -> None:
+        commit = first.path / "checkpoints/step-0000000001/checkpoint.json"
+        commit.parent.mkdir(parents=True)
+        commit.touch()
+        first.release()
+
+    threading.Timer(0.3, end).start()
+    output = Output(str(first.place), mark=MARK, parts=PARTS)
+    run, goes_on = training._place(config, output, overwrite=False, resume=False)
+    assert (run.path, goes_on) == (first.place, True)

@@ -30,6 +30,9 @@ OVERRIDES = (
     f"negatives.sources=[{SOURCES}]",
     'negatives.frequencies={kind = "streaming", buckets = 64}',
     "optim.ema.decay=0.9",
+    'balancing.method={kind = "gradnorm", rate = 0.2}',
+    "balancing.every=2",
+    "balancing.average=0.5",
     f"trainer.steps={STEPS}",
     "trainer.log_every=1",
     "optim.table_rate=0.05",
@@ -37,7 +40,9 @@ OVERRIDES = (
     'sharding.default="row_wise"',
     'sharding.tables={kind = "data_parallel", product_id = "table_wise"}',
 )
-MOVES = [(2, 1), (1, 2), (2, 4)]
+OWN = "own-"
+"""Runs whose tasks have tables of their own."""
+MOVES = [("", 2, 1), ("", 1, 2), ("", 2, 4), (OWN, 2, 1)]
 Read = dict[str, dict[str, list[list[int]]]]
 
 
@@ -58,8 +63,9 @@ def train_one(folder: Path, run: str, part: str) -> Read:
         return step_of(self, batch, step)
 
     stops = (("term", STOPPED_AT),) if part == "stopped" else ()
+    overrides = (*OVERRIDES, 'model.sharing.kind="single"') if run.startswith(OWN) else OVERRIDES
     with patch.object(Steps, "train_step", train_step):
-        train_with_stops(folder, run, OVERRIDES, stops, resume=part == "resumed", finish=part != "stopped")
+        train_with_stops(folder, run, overrides, stops, resume=part == "resumed", finish=part != "stopped")
     return read
 
 
@@ -91,9 +97,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not results.exists():
             write_tiny_dataset(folder / "data")
+            own = [(f"{OWN}whole-2", "whole"), (f"{OWN}2-1", "stopped"), (f"{OWN}2-1", "resumed")]
             read = [
-                on_ranks(2, folder, [("whole-2", "whole"), ("2-1", "stopped"), ("2-4", "stopped")]),
-                on_ranks(1, folder, [("2-1", "resumed"), ("whole-1", "whole"), ("1-2", "stopped")]),
+                on_ranks(2, folder, [("whole-2", "whole"), ("2-1", "stopped"), ("2-4", "stopped"), *own[:2]]),
+                on_ranks(1, folder, [("2-1", "resumed"), ("whole-1", "whole"), ("1-2", "stopped"), own[2]]),
                 on_ranks(2, folder, [("1-2", "resumed")]),
                 on_ranks(4, folder, [("2-4", "resumed")]),
             ]
@@ -101,10 +108,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     return folder, json.loads(results.read_text())
 
 
-@pytest.mark.parametrize(("before", "after"), MOVES)
-def test_another_number_of_ranks_goes_on_alike(trained: Any, before: int, after: int) -> None:
+@pytest.mark.parametrize(("kind", "before", "after"), MOVES)
+def test_another_number_of_ranks_goes_on_alike(trained: Any, kind: str, before: int, after: int) -> None:
     root, read = trained
-    run, whole = f"{before}-{after}", f"whole-{before}"
+    run, whole = f"{kind}{before}-{after}", f"{kind}whole-{before}"
     first, rest = (group[run] for group in read if run in group)
     assert first.keys() == {"1", "2"}
     [wanted] = (group[whole] for group in read if whole in group)

@@ -25,6 +25,7 @@ from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.reader import Reader
 from torchrec_mt.distributed.table_state import table_state
+from torchrec_mt.errors import UserError
 from torchrec_mt.retrieval.encode import CANDIDATES, anchors_of, candidates_of, encode
 from torchrec_mt.retrieval.evaluator import EvaluateConfig
 from torchrec_mt.retrieval.rank import model_rankers
@@ -247,6 +248,9 @@ def start_later(folder: str) -> dict[str, Any]:
         before = whole(store, best.step, {key: s for key, s in best.shapes.items() if key.startswith("tables.")})
         store.close()
         found[name] = {"before": before, "after": after, "tables": report["tables"]}
+        narrow = tiny_config(at / "later", *of_kind(name), "dataset.tables.product_id.dim=8")
+        with pytest.raises(UserError, match=r": dataset\.tables\.product_id\.dim = 8 \(16 there\): take its dims"):
+            train_here(narrow, str(at / "narrow"), here(), show=False, init_from=str(path))
     return found
 
 

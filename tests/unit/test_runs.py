@@ -70,6 +70,36 @@ def test_an_earlier_run_is_replaced_only_on_request_and_only_by_a_swap(tmp_path:
     assert (place / "notes.txt").exists()
 
 
+def test_the_place_is_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where names cannot be exchanged; also then nothing is lost where the second renaming fails."""
+    place, renamed = earlier_run(tmp_path / "run").place, list[str]()
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda old, new: renamed.append(str(old)) or rename(old, new))
+    again = RunFolder.create(place, overwrite=True)
+    again.start(config(2))
+    again.swap()
+    assert not any(name in (str(place), str(again.path)) for name in renamed)
+    again.release()
+
+    monkeypatch.setattr("torchrec_mt.exchange._exchange", lambda one, other: False)
+    third = RunFolder.create(place, overwrite=True)
+    third.start(config(3))
+
+    def failing(old: Path, new: Path) -> None:
+        if old == third.path:
+            raise OSError(errno.EACCES, "Permission denied")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="Permission denied"):
+        third.swap()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 2}
+    monkeypatch.setattr(os, "rename", rename)
+    third.swap()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 3}
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_a_discarded_run_leaves_nothing(tmp_path: Path) -> None:
     place = earlier_run(tmp_path / "run").place
     again = RunFolder.create(place, overwrite=True)
@@ -135,6 +165,35 @@ def test_a_run_that_is_trained_is_neither_gone_on_with_nor_replaced(tmp_path: Pa
     assert not (place / LOCK).exists()
 
 
+def test_a_run_that_was_killed_before_it_was_one_can_be_begun_again(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    killed = RunFolder.create(place)
+    killed.path.mkdir()
+    killed.hold()
+    for left in ("", "{}", '{"versions": {}, "argv": [], "started": ""}'):
+        (place / "environment.json").write_text(left) if left else (place / ".config.json.partial-7").touch()
+        if left == "{}":
+            with pytest.raises(UserError, match="is no run folder of ours"):
+                RunFolder.create(place)
+        else:
+            assert RunFolder.create(place).path == place
+    with pytest.raises(UserError, match="is being trained by process"):
+        RunFolder.create(place).start(config(1))
+    killed.release()
+    earlier_run(place).release()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 1}
+
+
+def test_a_run_that_began_in_the_meantime_is_left_alone(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    late = RunFolder.create(place)
+    earlier_run(place)
+    with pytest.raises(UserError, match="holds a run begun after this one: `--resume` it, or give"):
+        late.start(config(2))
+    late.release()
+    assert RunFolder.open(place).config_json()["trainer"] == {"steps": 1}
+
+
 def test_what_a_killed_process_left_locks_nothing(tmp_path: Path) -> None:
     place = earlier_run(tmp_path / "run").place
     (place / LOCK).write_text('{"half')
@@ -158,6 +217,15 @@ def test_another_try_of_the_same_job_is_waited_for(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match=r"\(job 'shop', since"):
         second.hold()
     first.release()
+
+
+def test_one_that_has_just_ended_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is gone between the asking and the reading of who it is."""
+    run = earlier_run(tmp_path / "run")
+    busy, locked = [True], holding._locked
+    monkeypatch.setattr(holding, "_locked", lambda file: None if busy and busy.pop() else locked(file))
+    run.hold()
+    run.release()
 
 
 def test_without_locks_it_goes_on_and_says_so(

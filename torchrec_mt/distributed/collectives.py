@@ -110,6 +110,14 @@ def on_main(function: Callable[[], T]) -> T:
     return from_main(result)
 
 
+def group_beside() -> dist.ProcessGroup:
+    """All ranks once more, for tensors on the CPU whose messages must not mix with others'. It waits as long as they do
+    (torch's own default is half an hour, whatever the job's)."""
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    options = dist.distributed_c10d._get_default_group()._get_backend(device).options
+    return dist.new_group(backend="gloo", timeout=options._timeout)
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.get_world_size() > 1:

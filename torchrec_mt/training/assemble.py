@@ -8,7 +8,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec_mt.data.dataset import Manifest
 from torchrec_mt.data.slots import assign_slots
 from torchrec_mt.distributed.layouts import DataParallel
-from torchrec_mt.distributed.planning import ShardingConfig
+from torchrec_mt.distributed.planning import ShardingConfig, told_of_few_rows
 from torchrec_mt.distributed.plans.job import make_plan
 from torchrec_mt.distributed.plans.plan import Plan
 from torchrec_mt.distributed.runtime import Runtime, seed_everything
@@ -138,6 +138,21 @@ def build_model(
     # Shards are initialised on their own ranks: with one seed for all, shards of a table would repeat each other.
     seed_everything(seed + 1 + runtime.rank)
     return shard(model, sharding_plan, runtime.device, sharding.communication), plan
+
+
+def told_of_tables(
+    manifest: Manifest,
+    schema: Schema,
+    model_config: ModelConfig,
+    sharding: ShardingConfig,
+    losses: LossConfig,
+    *,
+    world_size: int,
+) -> list[str]:
+    """For a person: tables of the model that `build_model` builds which do not lie as `sharding.default` says."""
+    spec = model_spec(manifest, schema, losses, model_config.sharing)
+    rows = {table.name: table.rows for table in spec.tables}
+    return told_of_few_rows(sharding_of_tables(sharding, spec), rows, world_size=world_size)
 
 
 def size_of(manifest: Manifest, schema: Schema, model_config: ModelConfig, losses: LossConfig) -> ModelSize:

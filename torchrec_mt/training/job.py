@@ -13,7 +13,7 @@ from torchrec_mt.data.negatives import NegativesConfig
 from torchrec_mt.data.reader import Reader, ReaderConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import telling_lost_ranks
-from torchrec_mt.distributed.planning import ShardingConfig, told_of_few_rows
+from torchrec_mt.distributed.planning import ShardingConfig
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.losses.config import LossConfig
@@ -22,18 +22,11 @@ from torchrec_mt.runs import TRAINING, RunFolder, write_atomic
 from torchrec_mt.schema import Schema
 from torchrec_mt.storage import Output
 from torchrec_mt.training.agreement import check_mined, check_sources, pair_rules
-from torchrec_mt.training.assemble import build_model, size_of
+from torchrec_mt.training.assemble import build_model, size_of, told_of_tables
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.early_stop import EarlyStop, check_metric
 from torchrec_mt.training.held import held_by_ranks
-from torchrec_mt.training.keeper import (
-    CheckpointConfig,
-    Keeper,
-    checkpoints_path,
-    newest_checkpoint,
-    remove_checkpoints,
-)
-from torchrec_mt.training.metrics_log import MetricsLog
+from torchrec_mt.training.keeper import CheckpointConfig, checkpoints_path, newest_checkpoint
 from torchrec_mt.training.objective import TaskSides
 from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.own_candidates import objective_for
@@ -43,7 +36,7 @@ from torchrec_mt.training.trainer import GiveUp, Progress, Trainer, TrainerConfi
 from torchrec_mt.training.validation import validate, validated_tasks
 from torchrec_mt.training.warm_start import Earlier, describe, warm_start
 from torchrec_mt.training.watchdog import Watchdog
-from torchrec_mt.training.writing import take_place, to_both, versions, writing
+from torchrec_mt.training.writing import keeper_of, to_both, versions, writing
 
 
 def task_sides(manifest: Manifest, schema: Schema) -> dict[str, TaskSides]:
@@ -138,7 +131,10 @@ def train(
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
-    progress.started(told_of_few_rows(sharding, dataset.manifest.tables, world_size=runtime.world_size))
+        store.prune()  # a disk that is full may have no room for the next one before
+    progress.started(
+        told_of_tables(dataset.manifest, schema, model_config, sharding, losses, world_size=runtime.world_size)
+    )
     size = size_of(dataset.manifest, schema, model_config, losses)
     progress.started([size.text()])
     origin = warm_start(model, optimizers, dataset, earlier) if earlier and not restored else None
@@ -152,7 +148,7 @@ def train(
         writing(run, config_json, dataset, plan, held, size, runtime, after=after, origin=origin) as log,
         tracked(trainer_config.tracking, run, config_json, tags, enabled=runtime.is_main) as track,
     ):
-        keeper = _keeper(checkpoint, state, store, run, log, output, restored)
+        keeper = keeper_of(checkpoint, state, store, run, log, output, restored)
         collator = Collator(dataset)
         trainer = Trainer(
             trainer_config,
@@ -180,48 +176,6 @@ def train(
         ):
             taken = trainer.run(iter(reader), steps, after=after, stop=restored.stop if restored else None)
         return _end(run, taken.step, taken.stop, interrupted=taken.interrupted)
-
-
-def _keeper(
-    config: CheckpointConfig,
-    state: RunState,
-    store: CheckpointStore,
-    run: RunFolder,
-    log: MetricsLog | None,
-    output: Output,
-    restored: Restored | None,
-) -> Keeper:
-    """What writes the run's checkpoints; with the first one a new run takes its place."""
-    run.at_url = restored is not None
-
-    def push() -> None:
-        """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
-        if run.at_url:
-            on_main(output.try_update)
-        else:
-            _begin_at_url(run, log, config, output)
-        run.at_url = True
-
-    def moved() -> CheckpointStore:
-        take_place(run, log)
-        return CheckpointStore(checkpoints_path(config, run), keep=config.keep)
-
-    return Keeper(
-        config,
-        state,
-        store,
-        good=restored.good if restored else (),
-        before=push if run.url else lambda: None,
-        moved=moved if run.is_aside and not run.url else None,
-    )
-
-
-def _begin_at_url(run: RunFolder, log: MetricsLog | None, config: CheckpointConfig, output: Output) -> None:
-    """A new run takes its place in the local copy and at the URL. A reader meets one run or none, never a mixture."""
-    on_main(lambda: remove_checkpoints(config, run))
-    if run.is_aside:
-        take_place(run, log)
-    on_main(output.push)
 
 
 def _end(run: RunFolder, step: int, stop: EarlyStop, *, interrupted: bool = False) -> dict[str, object]:
@@ -260,7 +214,7 @@ def _newest(store: CheckpointStore) -> Loaded:
     """
     newest = store.load_newest({}, partial=True)
     if newest is None:
-        raise UserError(f"no checkpoint in '{store.where}' to go on from: train without --resume")
+        raise UserError(f"no checkpoint in '{store.where}' to go on from: train without --resume, with --overwrite")
     return newest
 
 

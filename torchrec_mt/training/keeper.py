@@ -56,9 +56,8 @@ def has_checkpoint(config: CheckpointConfig, run: RunFolder) -> bool:
 
 
 def remove_checkpoints(config: CheckpointConfig, run: RunFolder) -> None:
-    """Makes room for those of a new run in the place of an earlier one; asked on the main rank."""
-    if not config.folder:
-        Shelf(Files(checkpoints_path(config, run)), 1).clear()
+    """Makes room for those of a new run where those of the run that it replaces are; asked on the main rank."""
+    Shelf(Files(checkpoints_path(config, run)), 1).clear()
 
 
 def newest_checkpoint(config: CheckpointConfig, run: RunFolder) -> str | None:

@@ -24,6 +24,7 @@ from torchrec_mt.distributed.pieces import Pieces
 from torchrec_mt.distributed.table_state import LoadReport, load_tables, table_layout, table_state
 from torchrec_mt.errors import UserError
 from torchrec_mt.models.two_tower import TwoTower
+from torchrec_mt.schema import declared_table
 from torchrec_mt.training.checkpoints.layout import DTYPE_NAMES
 from torchrec_mt.training.checkpoints.store import CheckpointStore, Loaded
 from torchrec_mt.training.keeper import BEST
@@ -187,13 +188,12 @@ def _check_dims(
 ) -> None:
     here = table_layout(model, optimizers.table_rule)
     dims = {name: (told["dim"], saved[name]["dim"]) for name, told in here.items() if name in saved}
-    other = [
-        f"dataset.tables.{name}.dim = {dim} ({there} there)" for name, (dim, there) in dims.items() if dim != there
-    ]
+    other = {declared_table(name): f"{dim} ({there} there)" for name, (dim, there) in dims.items() if dim != there}
     if other:
+        keys = ", ".join(f"dataset.tables.{table}.dim = {told}" for table, told in other.items())
         raise UserError(
             f"the tables of '{earlier.url or earlier.path}' have other widths, and a row cannot be taken into one of "
-            f"another width: {', '.join(other)}: take its dims, or start without --init-from"
+            f"another width: {keys}: take its dims, or start without --init-from"
         )
 
 

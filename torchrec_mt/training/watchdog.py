@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from torchrec_mt.training.clock import PHASES, Position
 
+T = TypeVar("T")
 EXIT_CODE = 70
 """Of a process that the watchdog ended."""
 _KEY = "watchdog/{rank}"
@@ -61,6 +63,8 @@ class Watchdog:
         self._store = store or dist.distributed_c10d._get_default_store()
         self._end = end or _end_process
         self._over = threading.Event()
+        self._round = min(5.0, seconds / 4)
+        self._asking: threading.Thread | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
@@ -72,13 +76,13 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(5.0, self._seconds / 4)):
+        while not self._over.wait(self._round):
             position = self._where()
             stood = time.perf_counter() - position.since
             self._tell(position, stood)
             if position.phase in _WATCHED and stood > self._seconds:
                 # The ranks that wait and the one that they wait for come here within one round: let all tell.
-                time.sleep(min(5.0, self._seconds / 4))
+                time.sleep(self._round)
                 if self._where().since == position.since and not self._over.is_set():
                     own = Told(position.step, position.phase, time.perf_counter() - position.since, time.time())
                     self._end(said(self._all(), self._seconds, rank=self._rank, own=own))
@@ -86,16 +90,31 @@ class Watchdog:
 
     def _tell(self, position: Position, stood: float) -> None:
         told = json.dumps([position.step, position.phase, stood, time.time()])
-        with suppress(RuntimeError):  # the store has gone, and most of the job with it: this rank still has to end
-            self._store.set(_KEY.format(rank=self._rank), told)
+        self._asked(lambda: self._store.set(_KEY.format(rank=self._rank), told), None)
 
     def _all(self) -> list[Told | None]:
-        """What all have told; nothing where the store has gone."""
-        keys = [_KEY.format(rank=rank) for rank in range(self._world_size)]
-        try:
+        """What all have told; nothing where the store has gone, or does not answer."""
+
+        def ask() -> list[Told | None]:
+            keys = [_KEY.format(rank=rank) for rank in range(self._world_size)]
             return [Told(*json.loads(self._store.get(key))) if self._store.check([key]) else None for key in keys]
-        except RuntimeError:
-            return []
+
+        return self._asked(ask, [])
+
+    def _asked(self, ask: Callable[[], T], otherwise: T) -> T:
+        """What the store says; `otherwise` where it has gone, and most of the job with it, or does not answer within a
+        round: the process that holds it may be the one that is stuck, and this rank still has to end."""
+        found = [otherwise]
+
+        def call() -> None:
+            with suppress(RuntimeError):
+                found[0] = ask()
+
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=call, name="watchdog's question", daemon=True)
+            self._asking.start()
+            self._asking.join(self._round)
+        return found[0]
 
 
 def said(ranks: Sequence[Told | None], seconds: float, *, rank: int, own: Told | None = None) -> str:
@@ -113,7 +132,8 @@ def said(ranks: Sequence[Told | None], seconds: float, *, rank: int, own: Told |
         return told.step, place, -told.seconds
 
     if not ranks and own is not None:
-        return _message(rank, f"this rank is {_place(own)}", seconds, "; what the others do cannot be asked any more")
+        silent = "; what the others do cannot be asked any more: the job's store, in rank 0 or the launcher, is silent"
+        return _message(rank, f"this rank is {_place(own)}", seconds, silent)
     stuck = min(range(len(ranks)), key=behind)
     others = [
         f"rank {other} waits in '{told.phase}' of step {told.step}"

@@ -1,4 +1,4 @@
-"""What a training writes into its run folder beside checkpoints: what is known before the first step, and the log."""
+"""What a training writes into its run folder: what is known before the first step, log, checkpoints; and its place."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,11 @@ from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.environment import environment
 from torchrec_mt.models.size import ModelSize
 from torchrec_mt.runs import DATASET, HELD, INIT, MODEL, RunFolder, write_atomic
+from torchrec_mt.storage import Output
+from torchrec_mt.training.checkpoints.store import CheckpointStore
+from torchrec_mt.training.keeper import CheckpointConfig, Keeper, checkpoints_path, remove_checkpoints
 from torchrec_mt.training.metrics_log import MetricsLog
+from torchrec_mt.training.run_state import Restored, RunState
 from torchrec_mt.training.tracking import Record
 
 
@@ -67,6 +71,55 @@ def take_place(run: RunFolder, log: MetricsLog | None) -> None:
 
     on_main(swap)
     run.path = run.place
+
+
+def keeper_of(
+    config: CheckpointConfig,
+    state: RunState,
+    store: CheckpointStore,
+    run: RunFolder,
+    log: MetricsLog | None,
+    output: Output,
+    restored: Restored | None,
+) -> Keeper:
+    """What writes the run's checkpoints; with the first one a new run takes its place."""
+    run.at_url = restored is not None
+    begins = restored is None and config.folder != ""
+
+    def push() -> None:
+        """Whatever the newest checkpoint needs of the run folder is at the URL before it."""
+        if run.at_url:
+            on_main(output.try_update)
+        else:
+            _begin_at_url(run, log, config, output)
+        run.at_url = True
+
+    def make_room() -> None:
+        nonlocal begins
+        if begins:
+            on_main(lambda: remove_checkpoints(config, run))
+        begins = False
+
+    def moved() -> CheckpointStore:
+        take_place(run, log)
+        return CheckpointStore(checkpoints_path(config, run), keep=config.keep)
+
+    return Keeper(
+        config,
+        state,
+        store,
+        good=restored.good if restored else (),
+        before=push if run.url else make_room,
+        moved=moved if run.is_aside and not run.url else None,
+    )
+
+
+def _begin_at_url(run: RunFolder, log: MetricsLog | None, config: CheckpointConfig, output: Output) -> None:
+    """A new run takes its place in the local copy and at the URL. A reader meets one run or none, never a mixture."""
+    on_main(lambda: remove_checkpoints(config, run))
+    if run.is_aside:
+        take_place(run, log)
+    on_main(output.push)
 
 
 def to_both(log: MetricsLog | None, track: Record) -> Record:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_json, open_dataset
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError
-from torchrec_mt.holding import job
+from torchrec_mt.holding import Hold, job
 from torchrec_mt.reporting.terminal import TrainingProgress
 from torchrec_mt.runs import MARK, PARTS, RunFolder, restarted
 from torchrec_mt.storage import Output, is_url
@@ -65,7 +66,7 @@ def train_here(
         if again:
             on_main(run.hold)
             on_main(lambda: run.check_dataset(dataset.manifest.digest, config.dataset.path))
-        earlier = _earlier(init_from) if init_from else None
+        earlier = _earlier(init_from) if init_from and not again else None
         with TrainingProgress(enabled=show and here.is_main) as progress:
             outcome = train(
                 run,
@@ -125,6 +126,8 @@ def _place(config: RunConfig, output: Output, *, overwrite: bool, resume: bool) 
         RunFolder.open(place)
         return run, True
     again = restarted(place)
+    if again:
+        Hold(place, path).release()  # the try before may be about to write its first checkpoint
     if again and has_checkpoint(config.checkpoint, run):
         changed = changed_keys(run.config_json(), config, but=RESUMED)
         if changed:
@@ -133,4 +136,18 @@ def _place(config: RunConfig, output: Output, *, overwrite: bool, resume: bool) 
                 "differ): give another --output, or its own config to go on with it"
             )
         return run, True
-    return RunFolder.create(place, overwrite=overwrite or again, url=run.url), False
+    run = RunFolder.create(place, overwrite=overwrite or again, url=run.url)
+    if config.checkpoint.folder and has_checkpoint(config.checkpoint, run):
+        _check_folder(config, place)
+    return run, False
+
+
+def _check_folder(config: RunConfig, place: Path) -> None:
+    """Refuses to write checkpoints among those of another run than the one that is replaced, and to remove them."""
+    folder = config.checkpoint.folder
+    replaced = RunFolder(place).config_json() if (place / MARK).is_file() else {}
+    if replaced.get("checkpoint", {}).get("folder") != folder:
+        raise UserError(
+            f"checkpoint.folder = '{folder}' holds checkpoints of another run: name a folder of this run's own, or "
+            "remove them"
+        )

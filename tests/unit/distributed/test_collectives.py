@@ -1,5 +1,7 @@
 """Gather with gradient, padding, and failing together, on real gloo ranks."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,10 +11,12 @@ from torchrec_mt.distributed.collectives import (
     from_main,
     gather,
     gather_numbers,
+    group_beside,
     max_over_ranks,
     on_main,
     sum_over_ranks,
 )
+from torchrec_mt.distributed.runtime import RuntimeConfig, runtime
 from torchrec_mt.errors import UserError
 
 
@@ -74,3 +78,9 @@ def test_a_rank_that_raises_fails_the_test_helper() -> None:
 
 def raising() -> None:
     raise RuntimeError("no such thing")
+
+
+def test_a_group_beside_waits_as_long_as_the_job() -> None:
+    with runtime(RuntimeConfig(device="cpu", threads=1, timeout_minutes=90)):
+        backend = group_beside()._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == timedelta(minutes=90)

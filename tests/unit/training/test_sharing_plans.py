@@ -13,7 +13,7 @@ from torchrec_mt.distributed.plans.clusters import parse_cluster
 from torchrec_mt.distributed.plans.planner import solve
 from torchrec_mt.distributed.plans.stuck import Stuck
 from torchrec_mt.errors import UserError
-from torchrec_mt.training.assemble import size_of
+from torchrec_mt.training.assemble import size_of, told_of_tables
 from torchrec_mt.workflows.planning import problem_of
 from torchrec_mt.workflows.twin_plan import twin_config
 
@@ -61,6 +61,14 @@ def test_copies_lie_as_their_table_unless_they_are_named(data: Path) -> None:
         "tokens@alike": "row_wise",
         "tokens@goes_with": "row_wise",
     }
+
+
+def test_tables_that_lie_another_way_than_by_default_are_told_by_their_own_names(data: Path) -> None:
+    """`kind` has four rows, too few for three ranks in blocks of two; a copy that is named is left as it is."""
+    config = config_of(data, "single", 'sharding.default="row_wise"', 'sharding.tables.kind@find="data_parallel"')
+    manifest = PreparedDataset.open(data).manifest
+    told = told_of_tables(manifest, config.dataset, config.model, config.sharding, config.loss, world_size=3)
+    assert [line.partition(":")[0] for line in told] == ["table kind@alike", "table kind@goes_with"]
 
 
 @pytest.mark.parametrize(

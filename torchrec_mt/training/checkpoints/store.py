@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from torchrec_mt.distributed.collectives import group_beside
 from torchrec_mt.distributed.pieces import Pieces
 from torchrec_mt.errors import UserError
 from torchrec_mt.training.checkpoints.commit import COMMIT, DamagedCheckpointError, folder_of, read_commit
@@ -63,7 +64,7 @@ class CheckpointStore:
         self._files = Files(folder)
         self._shelf = Shelf(self._files, keep)
         # Messages of a save in the background must not mix with those of a training step; tensors of it are on the CPU.
-        self._group = dist.new_group(backend="gloo")
+        self._group = group_beside()
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._copying: Future[None] | None = None
@@ -191,13 +192,16 @@ class CheckpointStore:
         return self._load(folder, tensors, partial, ())
 
     def _marked(self, mark: str) -> str:
-        def found() -> list[str]:
-            return [e.folder for e in self._shelf.entries() if e.commit and mark in e.commit.marks]
+        def found() -> list[list[str]]:
+            entries = self._shelf.entries()
+            marked = [entry.folder for entry in entries if entry.commit and mark in entry.commit.marks]
+            return [marked, [entry.problem for entry in entries if entry.problem]]
 
-        folders = self._on_main(found)
+        folders, problems = self._on_main(found)
         if not folders:
+            where = f"no checkpoint under '{self._files.where()}' is marked '{mark}'"
             raise UserError(
-                f"no checkpoint under '{self._files.where()}' is marked '{mark}': train first, or name a step"
+                "; ".join([where, *problems]) if problems else f"{where}: train first, as far as a validation"
             )
         return str(folders[0])
 
@@ -206,6 +210,14 @@ class CheckpointStore:
         self.finish()
         steps = self._on_main(lambda: [entry.commit.step for entry in self._shelf.entries() if entry.commit])
         return list(map(int, steps))
+
+    def prune(self) -> None:
+        """Removes what the next save would remove. Call where the newest was just loaded: that one is whole.
+
+        Raises:
+            UserError: on every rank, one cannot be removed.
+        """
+        self._on_main(self._shelf.prune)
 
     def refuse(self, step: int) -> None:
         """Says that the checkpoint of a step is damaged: it is none of those that the next save keeps."""

@@ -53,7 +53,7 @@ def test_the_dataset_is_seen_in_part(dataset: PreparedDataset) -> None:
     assert (list(part.manifest.tasks), list(part.manifest.entities)) == (["alike"], ["product"])
     assert [slot.features for slot in assign_slots(part.manifest)] == [
         {"product": "title"},
-        {"product": "id"},
+        {"product": "product_id"},
         {"product": "kind"},
     ]
     assert dataset_of_schema(dataset, tiny_schema()).manifest == dataset.manifest

@@ -61,8 +61,8 @@ class PlantedShop:
 
     kind: Literal["planted_shop"]
     seed: int = 0
-    products: int = 2_000
-    factors: int = 8
+    products: int = 1_000
+    factors: int = 6
     agreement: float = 0.0
     sharpness: float = 12.0
     pairs: int = 20_000

@@ -1,0 +1,142 @@
+"""Planted shops: what theory says of two tasks' gradients is seen in real trainings, and the three outcomes of sharing.
+
+"Narrow" is a table wide enough for either task alone and too narrow for both: each task wants six factors.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from torchrec_mt.compare import main
+from torchrec_mt.config import load_config
+from torchrec_mt.distributed.runtime import Runtime, RuntimeConfig, runtime
+from torchrec_mt.prepare import prepare_dataset
+from torchrec_mt.workflows.grid_config import load_grid
+from torchrec_mt.workflows.training import train_here
+
+NARROW = ("model.dim=8", "dataset.tables.product_id.dim=8")
+TASKS = ("similar", "complement")
+MARGIN = 0.02
+"""Recall@100 that counts for nothing: where "nothing is lost", the whole interval lies above minus this."""
+
+
+@pytest.fixture(scope="module")
+def here() -> Any:
+    with runtime(RuntimeConfig(device="cpu", threads=1)) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("planted")
+
+
+def looks(root: Path, here: Runtime, *settings: str, agreement: float = 0.0, steps: int = 200) -> dict[str, np.ndarray]:
+    """A training's gradients as it logs them, at every step S: gram_STT, the weights in force weight_ST, cosine_S."""
+    own = [f"dataset.path={root}/{agreement}", f"dataset.source.agreement={agreement}", "dataset.source.products=500"]
+    length = [f"trainer.steps={steps}", "trainer.validations=1", "trainer.validation_anchors=50", "trainer.log_every=1"]
+    config = load_config(["launch/planted.toml"], [*own, "dataset.source.pairs=10000", *length, *settings])
+    prepare_dataset(config)
+    run = root / "run"
+    train_here(config, str(run), here, overwrite=True, show=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["kind"] == "train"]
+    length_ST = np.array([[line[f"gradient/{task}"] for task in TASKS] for line in lines])
+    cosine_S = np.array([line["cosine/similar/complement"] for line in lines])
+    cosine_STT = np.ones((len(lines), 2, 2))
+    cosine_STT[:, 0, 1] = cosine_STT[:, 1, 0] = cosine_S
+    return {
+        "gram_STT": length_ST[:, :, None] * length_ST[:, None, :] * cosine_STT,
+        "weight_ST": np.array([[line[f"weight/{task}"] for task in TASKS] for line in lines]),
+        "cosine_S": cosine_S,
+    }
+
+
+def gains(found: dict[str, np.ndarray]) -> np.ndarray:
+    """How much each task's loss falls along the combined direction, as a cosine: gain_ST; below 0 it is harmed."""
+    gram_STT, weight_ST = found["gram_STT"], found["weight_ST"]
+    along_ST = np.einsum("stu,su->st", gram_STT, weight_ST)
+    combined_S = np.sqrt(np.einsum("st,st->s", weight_ST, along_ST))
+    length_ST = np.sqrt(np.diagonal(gram_STT, axis1=1, axis2=2))
+    return along_ST / (length_ST * combined_S[:, None])
+
+
+def test_the_plain_sum_harms_a_task_in_some_steps_of_a_conflict(root: Path, here: Runtime) -> None:
+    found = looks(root, here, *NARROW)
+    assert (found["weight_ST"] == 1).all()
+    assert found["cosine_S"][100:].mean() < -0.15
+    harmed_S = (gains(found) < -0.01).any(axis=1)
+    assert harmed_S.sum() >= 5
+
+
+@pytest.mark.parametrize("method", ["upgrad", "mgda"])
+def test_methods_that_promise_it_harm_no_task(root: Path, here: Runtime, method: str) -> None:
+    found = looks(root, here, *NARROW, f'balancing.method={{kind="{method}"}}')
+    assert (found["cosine_S"] < -0.1).sum() >= 20, "there is something to promise"
+    assert gains(found).min() > -1e-3
+
+
+def test_pcgrad_is_the_plain_sum_but_where_tasks_conflict(root: Path, here: Runtime) -> None:
+    """Of two tasks each gradient is lengthened by what the other's loses: weights 1 - cos |g_other| / |g|."""
+    found = looks(root, here, *NARROW, 'balancing.method={kind="pcgrad"}')
+    conflict_S, gram_STT = found["cosine_S"] < 0, found["gram_STT"]
+    assert 20 <= conflict_S.sum() <= len(conflict_S) - 20
+    np.testing.assert_allclose(found["weight_ST"][~conflict_S], 1, rtol=1e-6)
+    square_ST = np.diagonal(gram_STT, axis1=1, axis2=2)
+    wanted_ST = 1 - gram_STT[:, 0, 1, None] / square_ST
+    np.testing.assert_allclose(found["weight_ST"][conflict_S], wanted_ST[conflict_S], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_less_tasks_agree_in_a_narrow_table_the_more_their_gradients_conflict(root: Path, here: Runtime) -> None:
+    narrow = {
+        level: looks(root, here, *NARROW, agreement=level, steps=400)["cosine_S"][200:].mean()
+        for level in (1.0, 0.8, 0.5, 0.0)
+    }
+    assert list(narrow.values()) == sorted(narrow.values(), reverse=True), narrow
+    assert narrow[1.0] > -0.03
+    assert narrow[0.0] < -0.2
+    wide = {level: looks(root, here, agreement=level, steps=400)["cosine_S"][200:].mean() for level in (1.0, 0.0)}
+    assert wide[1.0] > 0
+    assert abs(wide[0.0]) < 0.1 < abs(narrow[0.0])
+
+
+def outcome(root: Path, name: str, *only: str) -> dict[str, Any]:
+    """A shipped experiment run as it stands, but for where its files lie: its results."""
+    file = Path(f"launch/grids/{name}.toml")
+    grid, data = load_grid(str(file)), root / name / "data"
+    prepare_dataset(load_config(grid.base, [f"dataset.path={data}"]))
+    text = file.read_text().replace(f'output = "{grid.output}"', f'output = "{root / name}"')
+    lines = [line for line in text.splitlines() if not line.startswith('settings = ["model.dim=8"')]
+    lines.insert(
+        lines.index('reference = "twins"'), f"settings = {json.dumps([*grid.settings, f'dataset.path={data}'])}"
+    )
+    (root / f"{name}.toml").write_text("\n".join(lines) + "\n")
+    chosen = [part for method in only for part in ("--only", method)]
+    assert main([str(root / f"{name}.toml"), "--json", *chosen]) == 0
+    return json.loads((root / name / "results.json").read_text())
+
+
+def beside_twins(results: dict[str, Any], method: str) -> dict[str, dict[str, float]]:
+    """By task: difference of Recall@100 from the twins', its interval, p after Holm's correction."""
+    return {
+        task: found[method]["metrics"]["recall@100"]["beside_reference"] for task, found in results["tasks"].items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_tasks_that_want_the_same_learn_from_each_other(root: Path) -> None:
+    for task, found in beside_twins(outcome(root, "planted_synergy"), "unified").items():
+        assert found["p_holm"] < 0.05, task
+        assert found["low"] > 0.1, task
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_unrelated_tasks_lose_nothing_in_a_table_wide_enough_for_both(root: Path) -> None:
+    for task, found in beside_twins(outcome(root, "planted_unrelated"), "unified").items():
+        assert found["low"] > -MARGIN, task

@@ -19,6 +19,8 @@ from torchrec_mt.workflows.training import train_here
 
 NARROW = ("model.dim=8", "dataset.tables.product_id.dim=8")
 TASKS = ("similar", "complement")
+UNEVEN = "model.temperatures.complement={initial=0.4,minimum=0.4}"
+"""Makes one task's gradients a few times shorter than the other's, as happens where losses are unlike."""
 MARGIN = 0.02
 """Recall@100 that counts for nothing: where "nothing is lost", the whole interval lies above minus this."""
 
@@ -64,30 +66,36 @@ def gains(found: dict[str, np.ndarray]) -> np.ndarray:
     return along_ST / (length_ST * combined_S[:, None])
 
 
-def test_the_plain_sum_harms_a_task_in_some_steps_of_a_conflict(root: Path, here: Runtime) -> None:
-    found = looks(root, here, *NARROW)
-    assert (found["weight_ST"] == 1).all()
-    assert found["cosine_S"][100:].mean() < -0.15
-    harmed_S = (gains(found) < -0.01).any(axis=1)
-    assert harmed_S.sum() >= 5
+def test_the_plain_sum_harms_the_task_of_short_gradients_in_a_conflict(root: Path, here: Runtime) -> None:
+    """Gradients of one length cannot: the sum's product with each is |g|^2 (1 + cos)."""
+    even = looks(root, here, *NARROW)
+    assert (even["weight_ST"] == 1).all()
+    assert even["cosine_S"][100:].mean() < -0.15
+    assert (gains(even) > -0.01).all()
+    uneven = looks(root, here, *NARROW, UNEVEN)
+    assert (gains(uneven)[:, 0] > 0).all()
+    assert (gains(uneven)[:, 1] < -0.05).sum() >= 20
 
 
 @pytest.mark.parametrize("method", ["upgrad", "mgda"])
 def test_methods_that_promise_it_harm_no_task(root: Path, here: Runtime, method: str) -> None:
-    found = looks(root, here, *NARROW, f'balancing.method={{kind="{method}"}}')
-    assert (found["cosine_S"] < -0.1).sum() >= 20, "there is something to promise"
+    found = looks(root, here, *NARROW, UNEVEN, f'balancing.method={{kind="{method}"}}')
+    summed = found | {"weight_ST": np.ones_like(found["weight_ST"])}
+    assert (gains(summed) < -0.05).any(axis=1).sum() >= 20, "there is something to promise"
     assert gains(found).min() > -1e-3
 
 
-def test_pcgrad_is_the_plain_sum_but_where_tasks_conflict(root: Path, here: Runtime) -> None:
-    """Of two tasks each gradient is lengthened by what the other's loses: weights 1 - cos |g_other| / |g|."""
-    found = looks(root, here, *NARROW, 'balancing.method={kind="pcgrad"}')
+@pytest.mark.parametrize("method", ["pcgrad", "upgrad"])
+def test_two_tasks_are_summed_plainly_but_where_they_conflict(root: Path, here: Runtime, method: str) -> None:
+    """Each gradient without what points against the other, added up: weights 1 - cos |g_other| / |g|. Of two tasks the
+    two methods are one."""
+    found = looks(root, here, *NARROW, f'balancing.method={{kind="{method}"}}')
     conflict_S, gram_STT = found["cosine_S"] < 0, found["gram_STT"]
     assert 20 <= conflict_S.sum() <= len(conflict_S) - 20
     np.testing.assert_allclose(found["weight_ST"][~conflict_S], 1, rtol=1e-6)
     square_ST = np.diagonal(gram_STT, axis1=1, axis2=2)
     wanted_ST = 1 - gram_STT[:, 0, 1, None] / square_ST
-    np.testing.assert_allclose(found["weight_ST"][conflict_S], wanted_ST[conflict_S], rtol=1e-4)
+    np.testing.assert_allclose(found["weight_ST"][conflict_S], wanted_ST[conflict_S], rtol=1e-3)
 
 
 @pytest.mark.slow

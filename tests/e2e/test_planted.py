@@ -148,3 +148,17 @@ def test_tasks_that_want_the_same_learn_from_each_other(root: Path) -> None:
 def test_unrelated_tasks_lose_nothing_in_a_table_wide_enough_for_both(root: Path) -> None:
     for task, found in beside_twins(outcome(root, "planted_unrelated"), "unified").items():
         assert found["low"] > -MARGIN, task
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_in_a_table_too_narrow_for_both_room_helps_and_weights_do_not(root: Path) -> None:
+    results = outcome(
+        root, "planted_conflict", "unified", "twins", "pcgrad", "upgrad", "mgda", "single", "stem", "wide"
+    )
+    for task in TASKS:
+        found = {method: beside_twins(results, method)[task] for method in results["tasks"][task] if method != "twins"}
+        assert all(found[method]["high"] < -0.2 for method in ("unified", "pcgrad", "upgrad", "mgda")), (task, found)
+        assert found["single"]["low"] > -MARGIN, "two models in one are two models"
+        assert all(found[method]["low"] > -0.1 for method in ("stem", "wide")), (task, found)
+        assert found["upgrad"]["difference"] == pytest.approx(found["pcgrad"]["difference"], abs=0.005)

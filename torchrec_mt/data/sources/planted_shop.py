@@ -7,18 +7,18 @@
     truth_complement.parquet  anchor_id, candidate_id, score
     source.json               the settings it was made with, and whether it is whole
 
-Every product p has two independent latent directions z_p and w_p. How well a candidate c suits an anchor a is
+Every product p has two independent latent directions z_p and w_p, and how well a candidate c suits an anchor a is
 
     similar:     z_a z_c
-    complement:  agreement z_a z_c + sqrt(1 - agreement^2) w_a w_c
+    complement:  s u_a u_c    with u_p along sqrt(|agreement|) z_p + sqrt(1 - |agreement|) w_p, s the agreement's sign
 
 so `agreement` is the correlation of the two tasks' preferences over all pairs of products: at 1 both want the same, at
-0 they have nothing to do with each other, at -1 a complement is what is least similar. The spread of preferences is the
-same whatever the agreement. The candidate of a pair is drawn by exp(sharpness x preference), never the anchor itself;
-anchors are drawn evenly, and z and w have length 1, so no product is popular. `part` is 0 in training, 1 in validation,
+0 they have nothing to do with each other, at -1 a complement is what is least similar. Whatever it is, either task
+alone is of as many factors. The candidate of a pair is drawn by exp(sharpness x preference), never the anchor itself;
+anchors are drawn evenly, and z and u have length 1, so no product is popular. `part` is 0 in training, 1 in validation,
 2 in the test: split by it. Products carry nothing but their id: all that a model knows of one is its row of a table.
 
-Legend: N products, A anchors of a chunk, F factors, P pairs.
+Legend: N products, A anchors of a chunk, F factors, K best candidates, P pairs.
 """
 
 from collections.abc import Iterator
@@ -50,8 +50,8 @@ class PlantedShop:
 
     Args:
         products: all of them are anchors and candidates of both tasks; the work grows with their square.
-        factors: numbers in each latent direction. One task alone needs vectors as wide, both need twice as much unless
-            they agree or are opposed.
+        factors: numbers in each latent direction. One task alone needs vectors as wide; both together need twice as
+            much, unless they want the same or the opposite.
         agreement: correlation of the tasks' preferences, from -1 (opposed) over 0 (unrelated) to 1 (the same).
         sharpness: how far choices follow preferences; 0: not at all.
         pairs: training pairs of each task. judged: pairs of each task in validation, and as many in the test.
@@ -88,17 +88,17 @@ def write_planted_shop(shop: PlantedShop, folder: Path) -> None:
     write_tables(folder, {"generation": GENERATION, **asdict(shop)}, lambda: _tables(shop))
 
 
-def directions(shop: PlantedShop) -> tuple[dict[str, Floats], Floats]:
-    """Vectors whose products are the preferences: anchors_NF by task, and candidate_NF, F twice the factors."""
+def directions(shop: PlantedShop) -> dict[str, tuple[Floats, Floats]]:
+    """Vectors whose products are a task's preferences: anchor_NF and candidate_NF by task."""
     rng = np.random.default_rng([shop.seed, 0])
-    z_NF, w_NF = rng.normal(size=(2, shop.products, shop.factors))
-    z_NF, w_NF = (x_NF / np.linalg.norm(x_NF, axis=1, keepdims=True) for x_NF in (z_NF, w_NF))
-    own = (1 - shop.agreement**2) ** 0.5
-    anchors = {
-        "similar": np.hstack([z_NF, 0 * w_NF]),
-        "complement": np.hstack([shop.agreement * z_NF, own * w_NF]),
-    }
-    return anchors, np.hstack([z_NF, w_NF])
+    z_NF, w_NF = map(_unit, rng.normal(size=(2, shop.products, shop.factors)))
+    agreement = abs(shop.agreement)
+    u_NF = _unit(agreement**0.5 * z_NF + (1 - agreement) ** 0.5 * w_NF)
+    return {"similar": (z_NF, z_NF), "complement": (-u_NF if shop.agreement < 0 else u_NF, u_NF)}
+
+
+def _unit(x_NF: Floats) -> Floats:
+    return x_NF / np.linalg.norm(x_NF, axis=1, keepdims=True)
 
 
 def trained_products(shop: PlantedShop) -> dict[str, NDArray[np.bool_]]:
@@ -117,18 +117,19 @@ def _tables(shop: PlantedShop) -> Iterator[NamedParts]:
     width = len(str(shop.products - 1))
     names = pa.array([f"p{number:0{width}}" for number in range(shop.products)])
     yield "products", [pa.table({"product_id": names})]
-    anchors, candidate_NF = directions(shop)
+    latent = directions(shop)
     trained = trained_products(shop)
     for number, task in enumerate(TASKS):
+        anchor_NF, candidate_NF = latent[task]
         parts = []
         for part, name in enumerate(PARTS):
             rng = np.random.default_rng([shop.seed, 2, number, part])
             allowed_N, count = (trained[task], shop.pairs) if name == "train" else (None, shop.judged)
-            pair_2P = _pairs(rng, shop.sharpness * anchors[task], candidate_NF, allowed_N, count)
+            pair_2P = _pairs(rng, shop.sharpness * anchor_NF, candidate_NF, allowed_N, count)
             parts.append(_table(names, *pair_2P, part=pa.array(np.full(count, part))))
         yield task, parts
     for task in TASKS:
-        yield f"truth_{task}", _truth(names, anchors[task], candidate_NF)
+        yield f"truth_{task}", _truth(names, *latent[task])
 
 
 def _table(names: pa.Array, anchor_P: Rows, candidate_P: Rows, **more: pa.Array) -> pa.Table:

@@ -48,8 +48,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def preferences(shop: PlantedShop, task: str) -> np.ndarray:
     """preference_NN, pair by pair."""
-    anchors, candidate_NF = directions(shop)
-    return np.array([[float(a_F @ c_F) for c_F in candidate_NF] for a_F in anchors[task]])
+    anchor_NF, candidate_NF = directions(shop)[task]
+    return np.array([[float(a_F @ c_F) for c_F in candidate_NF] for a_F in anchor_NF])
 
 
 def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_pairs_are_drawn_by_the_exponential_of_preferences(tmp_path: Path, task:
 
 
 def test_what_one_task_brings_together_the_other_keeps_apart_or_not(tmp_path: Path) -> None:
-    """The mean z_a z_c of complementary pairs over that of similar ones: about the agreement where it is not 0 or 1."""
-    anchors, candidate_NF = directions(TINY)
+    """The mean z_a z_c of complementary pairs over that of similar ones rises with the agreement."""
+    z_NF, _ = directions(TINY)["similar"]
     found = []
     for level in LEVELS:
         pairs = written(tmp_path / str(level), replace(TINY, agreement=level))
         like = {
-            task: float(np.mean(np.sum(anchors["similar"][pair_P2[:, 0]] * candidate_NF[pair_P2[:, 1]], axis=1)))
+            task: float(np.mean(np.sum(z_NF[pair_P2[:, 0]] * z_NF[pair_P2[:, 1]], axis=1)))
             for task, pair_P2 in pairs.items()
         }
         assert like["similar"] > 0.5
@@ -159,9 +159,9 @@ def test_the_truth_ranks_by_preference(tmp_path: Path, task: str) -> None:
 
 
 def test_without_sharpness_every_candidate_is_as_likely(tmp_path: Path) -> None:
-    anchors, candidate_NF = directions(TINY)
     for task, pair_P2 in written(tmp_path, replace(TINY, sharpness=0.0, pairs=50_000)).items():
-        liked_P = np.sum(anchors[task][pair_P2[:, 0]] * candidate_NF[pair_P2[:, 1]], axis=1)
+        anchor_NF, candidate_NF = directions(TINY)[task]
+        liked_P = np.sum(anchor_NF[pair_P2[:, 0]] * candidate_NF[pair_P2[:, 1]], axis=1)
         assert abs(liked_P.mean()) < 0.02
 
 

@@ -101,13 +101,13 @@ def test_two_tasks_are_summed_plainly_but_where_they_conflict(root: Path, here: 
 @pytest.mark.slow
 def test_the_less_tasks_agree_in_a_narrow_table_the_more_their_gradients_conflict(root: Path, here: Runtime) -> None:
     narrow = {
-        level: looks(root, here, *NARROW, agreement=level, steps=400)["cosine_S"][200:].mean()
-        for level in (1.0, 0.8, 0.5, 0.0)
+        level: looks(root, here, *NARROW, agreement=level, steps=400)["cosine_S"][100:].mean()
+        for level in (1.0, 0.5, 0.0)
     }
     assert list(narrow.values()) == sorted(narrow.values(), reverse=True), narrow
     assert narrow[1.0] > -0.03
-    assert narrow[0.0] < -0.2
-    wide = {level: looks(root, here, agreement=level, steps=400)["cosine_S"][200:].mean() for level in (1.0, 0.0)}
+    assert narrow[0.0] < -0.15
+    wide = {level: looks(root, here, agreement=level, steps=400)["cosine_S"][100:].mean() for level in (1.0, 0.0)}
     assert wide[1.0] > 0
     assert abs(wide[0.0]) < 0.1 < abs(narrow[0.0])
 

@@ -4,6 +4,7 @@
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("planted")
 
 
-def looks(root: Path, here: Runtime, *settings: str, agreement: float = 0.0, steps: int = 200) -> dict[str, np.ndarray]:
+@cache
+def looks(root: Path, here: Runtime, *settings: str, agreement: float = 0.0, steps: int = 150) -> dict[str, np.ndarray]:
     """A training's gradients as it logs them, at every step S: gram_STT, the weights in force weight_ST, cosine_S."""
     own = [f"dataset.path={root}/{agreement}", f"dataset.source.agreement={agreement}", "dataset.source.products=500"]
     length = [f"trainer.steps={steps}", "trainer.validations=1", "trainer.validation_anchors=50", "trainer.log_every=1"]
@@ -89,7 +91,7 @@ def test_methods_that_promise_it_harm_no_task(root: Path, here: Runtime, method:
 def test_two_tasks_are_summed_plainly_but_where_they_conflict(root: Path, here: Runtime, method: str) -> None:
     """Each gradient without what points against the other, added up: weights 1 - cos |g_other| / |g|. Of two tasks the
     two methods are one."""
-    found = looks(root, here, *NARROW, f'balancing.method={{kind="{method}"}}')
+    found = looks(root, here, *NARROW, UNEVEN, f'balancing.method={{kind="{method}"}}')
     conflict_S, gram_STT = found["cosine_S"] < 0, found["gram_STT"]
     assert 20 <= conflict_S.sum() <= len(conflict_S) - 20
     np.testing.assert_allclose(found["weight_ST"][~conflict_S], 1, rtol=1e-6)

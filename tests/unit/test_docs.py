@@ -28,6 +28,7 @@ DATA_HEADINGS = {
     "DatasetConfig": "## `[dataset]`",
     "Files": "### `source`",
     "SyntheticShop": "### `source`",
+    "PlantedShop": "### `source`",
     "BundleRec": "### `source`",
     "CompleteJourney": "### `source`",
     "Icecat": "### `source`",

@@ -1,4 +1,4 @@
-"""Where raw tables come from: plain files, public data sets, a synthetic shop. Each ends as a folder of raw tables."""
+"""Where raw tables come from: plain files, public data sets, made-up shops. Each ends as a folder of raw tables."""
 
 import json
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from torchrec_mt.data.sources.bundlerec import BundleRec, write_bundlerec
 from torchrec_mt.data.sources.complete_journey import CompleteJourney, write_complete_journey
 from torchrec_mt.data.sources.files import Files
 from torchrec_mt.data.sources.icecat import Icecat, write_icecat
+from torchrec_mt.data.sources.planted_shop import PlantedShop, write_planted_shop
 from torchrec_mt.data.sources.synthetic_shop import SyntheticShop, check_synthetic_shop, write_synthetic_shop
 from torchrec_mt.errors import UserError
 from torchrec_mt.schema import Schema, TimeSplit
 from torchrec_mt.storage import fetch, is_url
 
-Source = Files | SyntheticShop | BundleRec | CompleteJourney | Icecat
+Source = Files | SyntheticShop | PlantedShop | BundleRec | CompleteJourney | Icecat
 
 
 def check_truth(source: Source, schema: Schema) -> None:
@@ -65,6 +66,8 @@ def materialise(source: Source, folder: Path, paths: Sequence[str]) -> tuple[Pat
             return Path(root), "files"
         case SyntheticShop():
             write_synthetic_shop(source, folder)
+        case PlantedShop():
+            write_planted_shop(source, folder)
         case BundleRec():
             write_bundlerec(source, folder)
         case CompleteJourney():

@@ -1,5 +1,5 @@
-"""A run that goes on with another number of ranks reads the same pairs in the same order, and has the same losses over
-ten steps but for the order of float32 sums: 1e-5 of a loss, as in test_world_size.py.
+"""A run that goes on with another number of ranks reads the same pairs in the same order, and has the same losses but
+for the order of float32 sums: 1e-6 of a loss at the first step, 1e-5 over ten, as in test_world_size.py.
 
 Measured: up to 1.1e-6 (1.3e-6 without memory and streaming frequencies, 1.5e-6 at higher rates); the same two ranks
 that go on with other layouts of tables differ by up to 1.3e-6, too. Tower dropout is left out: its noise is that of
@@ -120,5 +120,6 @@ def test_another_number_of_ranks_goes_on_alike(trained: Any, kind: str, before: 
     assert [(line["step"], line["kind"]) for line in these] == [(line["step"], line["kind"]) for line in those]
     for line, other in zip(these, those, strict=True):
         names = [name for name in other if name.startswith("loss/")]
-        np.testing.assert_allclose([line[n] for n in names], [other[n] for n in names], rtol=1e-5, err_msg=str(line))
+        rtol = 1e-6 if line["step"] <= STOPPED_AT + 1 else 1e-5
+        np.testing.assert_allclose([line[n] for n in names], [other[n] for n in names], rtol=rtol, err_msg=str(line))
     assert json.loads((root / run / "training.json").read_text())["steps"] == STEPS

@@ -21,7 +21,7 @@ from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.dataset import exported_table
 from torchrec_mt.reporting.terminal import console, progress_bar
-from torchrec_mt.retrieval.encode import anchors_of, candidates_of, encode
+from torchrec_mt.retrieval.encode import anchors_of, candidates_of, encode, space_name
 from torchrec_mt.retrieval.exported import MARK, Space, check_place, write_export
 from torchrec_mt.runs import RunFolder
 from torchrec_mt.schema import Task
@@ -98,9 +98,8 @@ def _spaces(
     sides = {name: (task.candidate, candidates_of(model, name)) for name, task in tasks.items()}
     spaces: dict[Space, Callable[[np.ndarray], Tensor]] = {}
     for entity, side in dict.fromkeys(sides.values()):
-        place = entity if side.task is None else f"{entity}@{side.task}"
         mine = tuple(name for name in tasks if sides[name] == (entity, side))
-        space = Space(entity=entity, tasks=mine, anchors=False, folder=f"candidates/{place}")
+        space = Space(entity=entity, tasks=mine, anchors=False, folder=f"candidates/{space_name(entity, side)}")
         spaces[space] = partial(encode, model, collator, entity, side=side, device=device)
     for name, task in tasks.items():
         space = Space(entity=task.anchor, tasks=(name,), anchors=True, folder=f"anchors/{name}")

@@ -24,7 +24,7 @@ from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError, run_program
 from torchrec_mt.reporting.indexes import FORMAT, entity_report, index_sentences, index_tables, merged_report
 from torchrec_mt.reporting.terminal import console, progress_bar
-from torchrec_mt.retrieval.encode import Side, anchors_of, candidates_of, encode
+from torchrec_mt.retrieval.encode import Side, anchors_of, candidates_of, encode, space_name
 from torchrec_mt.retrieval.evaluator import EvaluateConfig, judged_tasks, split_anchors, split_relevant
 from torchrec_mt.retrieval.index_grid import structures
 from torchrec_mt.retrieval.indexes import Questions, measure
@@ -80,11 +80,6 @@ def _earlier(path: Path) -> dict[str, Any]:
         if not isinstance(report, dict):
             raise ValueError("it holds no object")
     return report if report.get("format") == FORMAT else {"entities": {}}
-
-
-def _space(entity: str, side: Side) -> str:
-    """What an index is called by: its entity, and its task where each has one of its own."""
-    return entity if side.task is None else f"{entity}@{side.task}"
 
 
 def _terms(config: EvaluateConfig, wish: float) -> dict[str, Any]:
@@ -146,7 +141,7 @@ def measure_run(run: RunFolder, config: RunConfig, wanted: Sequence[str] | None,
             return entity_report(exact, found, left_out, terms, candidates=len(candidate_ND), anchors=anchors)
 
         entities, sides = {}, {name: candidates_of(model, task.trained_as or name) for name, task in info.items()}
-        spaces = {name: _space(task.candidate, sides[name]) for name, task in info.items()}
+        spaces = {name: space_name(task.candidate, sides[name]) for name, task in info.items()}
         for space in dict.fromkeys(spaces[name] for name in tasks):
             mine = [name for name in tasks if spaces[name] == space]
             entity, side = info[mine[0]].candidate, sides[mine[0]]

@@ -168,7 +168,7 @@ def test_a_mistake_of_all_trials_is_none_of_each(base: Path, tmp_path: Path) -> 
 
 
 def sweep_on_ranks(file: str) -> dict[str, Any]:
-    return json.loads(json.dumps(run_sweep(load_sweep(file), here(), show=False)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(run_sweep(load_sweep(file), here(), show=False)))
 
 
 def test_all_ranks_stop_together(base: Path, tmp_path: Path) -> None:

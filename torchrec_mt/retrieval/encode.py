@@ -49,6 +49,11 @@ def candidates_of(model: nn.Module, task: str) -> Side:
     return Side(task) if two_tower is not None and two_tower.per_task_candidates else CANDIDATES
 
 
+def space_name(entity: str, side: Side) -> str:
+    """What a space of candidates is called by: its entity, and its task where each has one of its own."""
+    return entity if side.task is None else f"{entity}@{side.task}"
+
+
 @dataclass(frozen=True)
 class Part:
     """What one rank holds of an entity's vectors: those at positions first, first + 1, ... of the ids asked for."""

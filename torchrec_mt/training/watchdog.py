@@ -82,8 +82,9 @@ class Watchdog:
             self._tell(position, stood)
             if position.phase in _WATCHED and stood > self._seconds:
                 # The ranks that wait and the one that they wait for come here within one round: let all tell.
-                time.sleep(self._round)
-                if self._where().since == position.since and not self._over.is_set():
+                if self._over.wait(self._round):
+                    return
+                if self._where().since == position.since:
                     own = Told(position.step, position.phase, time.perf_counter() - position.since, time.time())
                     self._end(said(self._all(), self._seconds, rank=self._rank, own=own))
                     return

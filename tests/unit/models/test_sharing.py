@@ -42,7 +42,7 @@ def batch(dataset: PreparedDataset) -> Batch:
 
 
 def config_of(name: str, **settings: object) -> ModelConfig:
-    return ModelConfig(dim=16, hidden=24, task_hidden=20, sharing=KINDS[name], **settings)  # type: ignore[arg-type]
+    return ModelConfig(dim=16, hidden=24, task_hidden=20, sharing=KINDS[name], **settings)
 
 
 def spec_of(dataset: PreparedDataset, name: str) -> ModelSpec:

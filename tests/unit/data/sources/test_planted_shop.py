@@ -171,7 +171,7 @@ def test_prepared_by_its_own_parts(tmp_path: Path) -> None:
     manifest = prepare_dataset(config).dataset.manifest
     assert manifest.entities["product"].count == 200
     for task in TASKS:
-        found = [float(prepare_dataset(config).dataset.pairs(task, part)["count"].sum()) for part in PARTS]  # type: ignore[arg-type]
+        found = [float(prepare_dataset(config).dataset.pairs(task, part)["count"].sum()) for part in PARTS]
         assert found == [900, 150, 150]
 
 

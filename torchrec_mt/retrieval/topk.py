@@ -194,13 +194,20 @@ class Catalogue:
 
     def _keys_of(self, anchor_QD: Tensor, row_QL: Tensor) -> Tensor:
         """Keys of chosen rows (-1: none): key_QL."""
-        parts, at_once = [], max(1, _NUMBERS_AT_ONCE // max(1, row_QL.shape[1] * anchor_QD.shape[1]))
-        for low in range(0, len(row_QL), at_once):
-            row_RL = row_QL[low : low + at_once]
-            vector_RLD = self._vectors(row_RL.clamp(min=0).flatten()).unflatten(0, row_RL.shape)
-            score_RL = (vector_RLD.double() * anchor_QD[low : low + at_once, None].double()).sum(dim=2).float()
-            parts.append(keys_of(score_RL, row_RL))
-        return torch.cat(parts) if parts else torch.empty_like(row_QL)
+        (anchors, kept), width = row_QL.shape, anchor_QD.shape[1]
+        at_once = max(1, _NUMBERS_AT_ONCE // max(1, kept * width))
+        # The same memory for every chunk: fresh pages cost as much as the products that fill them.
+        vector_LD = self._vector_ND.new_empty(min(anchors, at_once) * kept, width)
+        product_RLD = anchor_QD.new_empty(min(anchors, at_once), kept, width, dtype=torch.float64)
+        score_QL = anchor_QD.new_empty(anchors, kept, dtype=torch.float64)
+        for low in range(0, anchors, at_once):
+            here = slice(low, min(low + at_once, anchors))
+            row_L = row_QL[here].clamp(min=0).flatten().to(self._vector_ND.device)
+            found_LD, found_RLD = vector_LD[: len(row_L)], product_RLD[: here.stop - low]
+            torch.index_select(self._vector_ND, 0, row_L, out=found_LD)
+            found_RLD.copy_(found_LD.view_as(found_RLD)).mul_(anchor_QD[here, None])
+            torch.sum(found_RLD, dim=2, out=score_QL[here])
+        return keys_of(score_QL.float(), row_QL)
 
     def _vectors(self, row_L: Tensor) -> Tensor:
         return self._vector_ND.index_select(0, row_L.to(self._vector_ND.device)).to(self._device)

@@ -1,6 +1,7 @@
-"""TorchX component: is one run's model better than another's; one process.
+"""TorchX component: is one run's model better than another's; an experiment, on one machine.
 
 torchx run -s local_cwd components/compare.py:compare --first runs/a --second runs/b
+torchx run -s local_cwd components/compare.py:compare --first launch/grids/bundlerec_methods.toml -- --jobs 8
 """
 
 from typing import Dict, List, Optional
@@ -12,7 +13,7 @@ from torchx.components import utils
 def compare(
     *args: str,
     first: str,
-    second: str,
+    second: str = "",
     image: str = "torchrec-mt",
     name: str = "compare",
     h: Optional[str] = None,
@@ -22,12 +23,12 @@ def compare(
     max_retries: int = 0,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Compares the models of two evaluated runs, anchor by anchor.
+    """Compares the models of two evaluated runs, anchor by anchor, or runs an experiment.
 
     Args:
         args: after `--`: arguments of `torchrec-mt compare`
-        first: a run folder that `evaluate` judged
-        second: another one, judged on the same dataset
+        first: a run folder that `evaluate` judged, or an experiment's file
+        second: another run, judged on the same dataset
         image: container image, for schedulers that run containers; `docker build -t torchrec-mt .` makes it
         name: name of the job
         h: a named machine type of TorchX, in place of cpu and memMB
@@ -39,7 +40,7 @@ def compare(
     """
     app = utils.python(
         first,
-        second,
+        *([second] if second else []),
         *args,
         m="torchrec_mt.compare",
         image=image,

@@ -9,6 +9,7 @@ file in place of the run: RUN/evaluation/anchors-valid.parquet.
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torchrec_mt.distributed.collectives import on_main
@@ -23,9 +24,11 @@ from torchrec_mt.retrieval.records import records_path
 from torchrec_mt.runs import MARK, RunFolder, write_atomic
 from torchrec_mt.storage import local_copy
 from torchrec_mt.training.preemption import preemption
-from torchrec_mt.workflows.grid import AskedToEndError, begin, run_cells
-from torchrec_mt.workflows.grid_config import cells_of, load_grid
+from torchrec_mt.workflows.grid import Done, begin, run_cells
+from torchrec_mt.workflows.grid_config import Cell, Grid, cells_of, load_grid
+from torchrec_mt.workflows.grid_jobs import run_in_jobs
 from torchrec_mt.workflows.grid_results import grid_results
+from torchrec_mt.workflows.grid_turns import AskedToEndError
 
 _PARTS = (MARK, "evaluation")
 """What is read of a run that a URL names."""
@@ -49,8 +52,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", metavar="METHOD", action="append", default=[], help="of an experiment: these methods; repeatable"
     )
+    parser.add_argument(
+        "--jobs", metavar="N", type=_jobs, default=1, help="of an experiment: so many cells at once, on this machine"
+    )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     return parser
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1 to 1024")
+    return int(text)
 
 
 def _judgement(place: str) -> Judgement:
@@ -81,20 +93,13 @@ def _experiment(arguments: argparse.Namespace) -> int:
     grid = load_grid(arguments.first)
     cells = cells_of(grid, arguments.only)
     output = Path(grid.output)
-    with runtime(cells[0].config.runtime) as here, preemption() as noted:
-        on_main(lambda: begin(grid))
-
-        def tell(line: str) -> None:
-            if here.is_main:
-                progress_console().print(line, highlight=False, soft_wrap=True)
-
-        try:
-            done = run_cells(cells, here, show=not arguments.json, tell=tell, asked=lambda: noted.asked)
-        except AskedToEndError as asked:
-            tell(f"asked to end; to go on from '{asked.place}': torchrec-mt compare {arguments.first}")
-            return 0
-        if not here.is_main:
-            return 0  # the main rank speaks
+    try:
+        done = _in_jobs(grid, cells, arguments.jobs) if arguments.jobs > 1 else _here(grid, cells, not arguments.json)
+    except AskedToEndError as asked:
+        _tell(f"asked to end; to go on from '{asked.place}': torchrec-mt compare {arguments.first}")
+        return 0
+    if not done:
+        return 0  # the main rank speaks
     results = grid_results(grid, done)
     write_atomic(output / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_atomic(output / "results.md", grid_markdown(results))
@@ -105,6 +110,27 @@ def _experiment(arguments: argparse.Namespace) -> int:
         console().print(grid_tables(results))
         console().print(f"experiment: {output}   page: {output / 'results.html'}", soft_wrap=True)
     return 1 if results["failed"] else 0
+
+
+def _here(grid: Grid, cells: Sequence[Cell], show: bool) -> list[Done]:
+    """Cell by cell in this process, or on all ranks of its job; nothing but on the main rank."""
+    with runtime(cells[0].config.runtime) as here, preemption() as noted:
+        on_main(lambda: begin(grid))
+        if here.is_main:
+            return run_cells(cells, here, show=show, tell=_tell, asked=lambda: noted.asked)
+        with suppress(AskedToEndError):
+            run_cells(cells, here, show=show, asked=lambda: noted.asked)
+        return []
+
+
+def _in_jobs(grid: Grid, cells: Sequence[Cell], jobs: int) -> list[Done]:
+    begin(grid)
+    with preemption() as noted:
+        return run_in_jobs(cells, jobs, tell=_tell, asked=lambda: noted.asked)
+
+
+def _tell(line: str) -> None:
+    progress_console().print(line, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torchrec_mt.errors import UserError
@@ -68,9 +70,18 @@ class Hold:
 
     def release(self) -> None:
         """Lets others have it."""
-        if _is_of(self._descriptor, self._file):
-            self._file.unlink()
-        os.close(self._descriptor)
+        _release(self._descriptor, self._file)
+
+
+@contextmanager
+def held_if_free(file: Path) -> Iterator[bool]:
+    """Holds a lock file, in a folder that is there, if no process has it, until the end; says whether it does."""
+    descriptor = _locked_if_it_can_be(file)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            _release(descriptor, file)
 
 
 def is_held(folder: Path) -> bool:
@@ -114,8 +125,14 @@ def _locked_if_it_can_be(file: Path) -> int | None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    print(f"warning: '{file}': no locks here, so another training of this run is not noticed", file=sys.stderr)
+    print(f"warning: '{file}': no locks here, so another program that does the same is not noticed", file=sys.stderr)
     return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _release(descriptor: int, file: Path) -> None:
+    if _is_of(descriptor, file):
+        file.unlink()
+    os.close(descriptor)
 
 
 def _is_of(descriptor: int, file: Path) -> bool:

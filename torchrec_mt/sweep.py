@@ -14,7 +14,7 @@ from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.sweep import sweep_tables
 from torchrec_mt.reporting.terminal import console, progress_console
 from torchrec_mt.training.preemption import preemption
-from torchrec_mt.workflows.grid import AskedToEndError
+from torchrec_mt.workflows.grid_turns import AskedToEndError
 from torchrec_mt.workflows.sweep import BEST, run_sweep
 from torchrec_mt.workflows.sweep_config import load_sweep
 from torchrec_mt.workflows.sweep_results import to_json

@@ -117,6 +117,12 @@ def test_sizes_and_retries_reach_the_role(program: str) -> None:
     assert asked["--rdzv_endpoint"].endswith(":29999")
 
 
+def test_an_experiment_has_no_second_run() -> None:
+    component = get_component("components/compare.py:compare")
+    app = materialize_appdef(component.fn, ["--first", "launch/grids/demo_methods.toml", "--", "--jobs", "2"])
+    assert command_of(app)[-3:] == ["launch/grids/demo_methods.toml", "--jobs", "2"]
+
+
 @pytest.mark.parametrize("program", ["prepare", "plan", "compare"])
 def test_sizes_and_retries_of_a_single_process(program: str) -> None:
     sizes = ["--cpu", "16", "--memMB", "64000", "--max_retries", "1", "--env", "A=1"]

@@ -3,6 +3,7 @@ goes on, and a cell that fails does not stop the rest."""
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torchrec_mt.runs import RunFolder, write_atomic
 from torchrec_mt.training.keeper import BEST
 from torchrec_mt.workflows.evaluation import evaluate_here
 from torchrec_mt.workflows.grid_config import Cell, Grid
+from torchrec_mt.workflows.grid_turns import AskedToEndError, turns
 from torchrec_mt.workflows.training import BESIDE, EXECUTION, kept_run, train_here
 from torchrec_mt.workflows.twin_plan import training_of, twin_tasks
 from torchrec_mt.workflows.twins import compare_with_twins
@@ -30,14 +32,6 @@ class Done:
     cell: Cell
     records: tuple[Path, ...] = ()
     failure: str = ""
-
-
-class AskedToEndError(Exception):
-    """The program was asked to end; `place` is the run that goes on."""
-
-    def __init__(self, place: Path) -> None:
-        super().__init__(str(place))
-        self.place = place
 
 
 def begin(grid: Grid) -> None:
@@ -74,7 +68,7 @@ def run_cells(
     tell: Callable[[str], None] = lambda line: None,
     asked: Callable[[], bool] = lambda: False,
 ) -> list[Done]:
-    """Trains and judges what is not there yet. Called on every rank.
+    """Trains and judges what is not there yet, but for cells that other programs do meanwhile. Called on every rank.
 
     Args:
         tell: takes a line per cell. asked: whether this rank was asked to end.
@@ -82,17 +76,24 @@ def run_cells(
     Raises:
         AskedToEndError: it was; everything goes on from where it stands with the next call.
     """
-    done = []
-    for number, cell in enumerate(cells, 1):
-        tell(f"[{number}/{len(cells)}] {cell.name}")
-        try:
-            records = _twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, asked)
-            done.append(Done(cell, tuple(records)))
-        except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
-            # One cell's mistake (a model that diverges, a method that the config refuses) is a result of its own.
-            done.append(Done(cell, failure=first_line(error)))
-            tell(f"  failed: {first_line(error)}")
-    return done
+    done: dict[str, Done] = {}
+    with closing(turns(cells, tell=tell, asked=asked)) as in_turn:
+        for number, cell in in_turn:
+            tell(f"[{number}/{len(cells)}] {cell.name}")
+            done[cell.name] = run_cell(cell, here, show=show, tell=tell, asked=asked)
+    return [done[cell.name] for cell in cells]
+
+
+def run_cell(cell: Cell, here: Runtime, *, show: bool, tell: Callable[[str], None], asked: Callable[[], bool]) -> Done:
+    """The same for one cell, which this program holds."""
+    try:
+        return Done(
+            cell, tuple(_twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, asked))
+        )
+    except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
+        # One cell's mistake (a model that diverges, a method that the config refuses) is a result of its own.
+        tell(f"  failed: {first_line(error)}")
+        return Done(cell, failure=first_line(error))
 
 
 def _run(cell: Cell, here: Runtime, show: bool, asked: Callable[[], bool]) -> list[Path]:

@@ -17,7 +17,7 @@ from torchrec_mt.holding import Hold
 from torchrec_mt.runs import read_object, write_atomic
 from torchrec_mt.training.early_stop import check_metric
 from torchrec_mt.training.validation import validated_tasks
-from torchrec_mt.workflows.grid import AskedToEndError
+from torchrec_mt.workflows.grid_turns import AskedToEndError
 from torchrec_mt.workflows.sweep_config import Sweep
 from torchrec_mt.workflows.sweep_results import best_toml, run_of, sweep_results, to_json
 from torchrec_mt.workflows.sweep_study import Study

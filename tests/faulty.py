@@ -16,6 +16,7 @@ from torchrec_mt.data.opening import Mapped
 from torchrec_mt.data.reader import Reader
 from torchrec_mt.training import job
 from torchrec_mt.training.objective import Objective
+from torchrec_mt.training.optim import Optimizers
 from torchrec_mt.training.step import Steps
 from torchrec_mt.training.trainer import Trainer
 
@@ -103,6 +104,18 @@ def no_number(step: int, guilty: int, rank: int) -> None:
             return {name: loss * math.nan for name, loss in losses.items()} if before + 1 == step else losses
 
         patch.object(Objective, "__call__", called).start()
+
+
+def no_gradient(step: int, rank: int) -> None:
+    """The gradients of dense weights overflow in a step, on all ranks, where its losses do not."""
+    steps = iter(range(1, step + 1))
+
+    def overflow(optimizers: Optimizers) -> None:
+        if next(steps, None) == step:
+            for gradient in optimizers.dense_gradients():
+                gradient.fill_(math.inf)
+
+    _before(Optimizers, "step", overflow)
 
 
 def changed_after(step: int, change: Callable[[], None], guilty: int, rank: int) -> None:

@@ -48,6 +48,23 @@ def check_losses(losses: Mapping[str, float], batch: Batch, step: int, folder: s
     )
 
 
+def check_update(gradient_norm: Tensor | None, step: int) -> None:
+    """Stops the run before a checkpoint is made of weights that the step has spoilt. Called on every rank.
+
+    Args:
+        gradient_norm: of dense weights, the same on all ranks; none where there are none.
+
+    Raises:
+        UserError: it is no finite number, though the losses of the step were.
+    """
+    if gradient_norm is not None and not math.isfinite(gradient_norm):
+        raise UserError(
+            f"the gradients of step {step} are no finite numbers, though its losses are: no checkpoint is made of "
+            "the weights that it leaves; lower optim.table_rate or optim.dense_rate",
+            exit_code=1,
+        )
+
+
 def _keep(told: dict[str, Any], folder: str | Path, name: str) -> str:
     """Where it is now, or why it is not; nothing that fails here hides what has happened."""
     data = BytesIO()

@@ -14,7 +14,7 @@ from torchrec_mt.batch import Batch
 from torchrec_mt.distributed.collectives import from_main, gather_numbers, on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import require, within
-from torchrec_mt.training.alarms import COLLAPSED, spread
+from torchrec_mt.training.alarms import COLLAPSED, check_update, spread
 from torchrec_mt.training.clock import over_ranks
 from torchrec_mt.training.early_stop import EarlyStop, chosen_metric
 from torchrec_mt.training.objective import Objective
@@ -199,6 +199,7 @@ class Trainer:
                 ends = step == steps or stop.should_stop or self._gives_up(step, steps, value)
                 if value is not None or ends or interrupted or self._keep.is_due(step):
                     self.steps.clock.enter("checkpoint")
+                    check_update(self.optimizers.gradient_norm, step)
                     self._keep.save(step, stop, value=value, last=ends)
                 if ends or interrupted:
                     return Taken(step, stop, interrupted and not ends)

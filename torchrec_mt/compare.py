@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _experiment(arguments: argparse.Namespace) -> int:
     grid = load_grid(arguments.first)
-    cells = cells_of(grid, arguments.only)
+    cells = cells_of(grid, arguments.only, file=arguments.first)
     output = Path(grid.output)
     with runtime(cells[0].config.runtime) as here, preemption() as noted:
         on_main(lambda: begin(grid))

@@ -86,7 +86,7 @@ def run_cells(
     for number, cell in enumerate(cells, 1):
         tell(f"[{number}/{len(cells)}] {cell.name}")
         try:
-            records = _twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, asked)
+            records = _twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, tell, asked)
             done.append(Done(cell, tuple(records)))
         except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
             # One cell's mistake (a model that diverges, a method that the config refuses) is a result of its own.
@@ -95,12 +95,14 @@ def run_cells(
     return done
 
 
-def _run(cell: Cell, here: Runtime, show: bool, asked: Callable[[], bool]) -> list[Path]:
+def _run(cell: Cell, here: Runtime, show: bool, tell: Callable[[str], None], asked: Callable[[], bool]) -> list[Path]:
     place = str(cell.place)
     kept = on_main(lambda: kept_run(place, cell.config, but=(*EXECUTION, *BESIDE)) is not None)
     outcome = train_here(cell.config, place, here, resume=kept, overwrite=not kept, show=show, asked=asked)
     if outcome["interrupted"]:
         raise AskedToEndError(cell.place)
+    if "nothing_left" in outcome:
+        tell("  trained before, kept")
     return [_judge(RunFolder.open(str(cell.place)), cell, here)]
 
 

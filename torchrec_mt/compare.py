@@ -24,7 +24,7 @@ from torchrec_mt.runs import MARK, RunFolder, write_atomic
 from torchrec_mt.storage import local_copy
 from torchrec_mt.training.preemption import preemption
 from torchrec_mt.workflows.grid import AskedToEndError, begin, run_cells
-from torchrec_mt.workflows.grid_config import cells_of, load_grid
+from torchrec_mt.workflows.grid_config import cells_of, check_datasets, load_grid
 from torchrec_mt.workflows.grid_results import grid_results
 
 _PARTS = (MARK, "evaluation")
@@ -61,11 +61,22 @@ def _judgement(place: str) -> Judgement:
     return Judgement.open(place, file)
 
 
+def _refuse(arguments: argparse.Namespace, *, of_runs: bool) -> None:
+    """Arguments of runs beside an experiment, and the other way round, would be ignored."""
+    given = {"RUN_B": arguments.second, "--task": arguments.tasks, "--metric": arguments.metrics}
+    ignored = [name for name, value in given.items() if value] if of_runs else ["--only"] * bool(arguments.only)
+    if ignored:
+        what = "an experiment: its file says what is compared" if of_runs else "no experiment (GRID.toml)"
+        raise UserError(f"'{arguments.first}' is {what}: leave out {', '.join(ignored)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     if arguments.first.endswith(".toml"):
+        _refuse(arguments, of_runs=True)
         return _experiment(arguments)
+    _refuse(arguments, of_runs=False)
     if arguments.second is None:
         raise UserError(f"compare '{arguments.first}' with what? Give a second run, or an experiment (GRID.toml)")
     first, second = _judgement(arguments.first), _judgement(arguments.second)
@@ -80,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _experiment(arguments: argparse.Namespace) -> int:
     grid = load_grid(arguments.first)
     cells = cells_of(grid, arguments.only, file=arguments.first)
+    check_datasets(cells, file=arguments.first)
     output = Path(grid.output)
     with runtime(cells[0].config.runtime) as here, preemption() as noted:
         on_main(lambda: begin(grid))

@@ -13,6 +13,9 @@ from pydantic import ValidationError
 _LONGEST = 80
 """Characters of a value that are shown."""
 
+_NEAR = 0.7
+"""How alike names must be, of 1, for one to be what was meant."""
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -35,6 +38,7 @@ def explain(error: ValidationError, raw: dict[str, Any], annotation: Any) -> lis
     kinds = kinds_of(annotation)
     items = [(_Place.of(item["loc"], raw, kinds), item) for item in error.errors(include_url=False)]
     found: list[Mistake] = []
+    hints: set[str] = set()
     for place, item in items:
         if place.union is not None and not place.meant:
             rivals = [other for other, _ in items if other.union == place.union]
@@ -48,7 +52,9 @@ def explain(error: ValidationError, raw: dict[str, Any], annotation: Any) -> lis
             key = place.key
             match item["type"]:
                 case "unexpected_keyword_argument":
-                    text = f"unknown key '{key}'{_hint(key, annotation, item['loc'])}"
+                    hint = _hint(key, annotation, item["loc"])
+                    text = f"unknown key '{key}'{'' if hint in hints else hint}"
+                    hints.add(hint)
                 case "value_error":
                     text = f"{key}.{item['ctx']['error']}".removeprefix(".")
                     named = re.match(r"[\w.]+", text)
@@ -90,7 +96,7 @@ def _hint(key: str, annotation: Any, loc: Sequence[int | str]) -> str:
     """What may have been meant by an unknown key: one that looks like it there, one of its name elsewhere, or all."""
     section, _, name = key.rpartition(".")
     known = sorted({one.name for kind in _classes_at(annotation, loc[:-1]) for one in fields(kind)})
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
     elsewhere = [one for one in _keys(annotation) if one.rpartition(".")[2] == name]
     meant = [f"{section}.{near[0]}" if section else near[0]] if near else elsewhere
     if meant:

@@ -103,6 +103,12 @@ def test_an_unknown_key_hints_at_the_nearest_known_one(override: str, hint: str)
     assert hint in str(caught.value)
 
 
+def test_what_is_known_in_a_section_is_listed_once() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([DEMO], ["optim.lr=0.1", "optim.qqq=1"])
+    assert str(caught.value).count("known there are") == 1
+
+
 def test_a_mistake_is_told_of_the_place_where_it_was_written(tmp_path: Path) -> None:
     overlay = tmp_path / "mine.toml"
     overlay.write_text("[trainer]\nlog_evry = 5\n")

@@ -111,6 +111,31 @@ def test_a_method_that_is_none(tmp_path: Path) -> None:
         cells_of(load_grid(file), ["wid"], file=file)
 
 
+@pytest.mark.parametrize(
+    ("more", "left_out"),
+    [
+        (["runs/b"], "RUN_B"),
+        (["--task", "search"], "--task"),
+        (["--task", "a", "--metric", "mrr@10"], "--task, --metric"),
+    ],
+)
+def test_what_an_experiment_would_ignore_is_refused(tmp_path: Path, more: list[str], left_out: str) -> None:
+    with pytest.raises(UserError, match=f"grid.toml' is an experiment: .*: leave out {left_out}$"):
+        main([written(tmp_path), *more])
+
+
+def test_runs_have_no_methods() -> None:
+    with pytest.raises(UserError, match=r"'runs/a' is no experiment \(GRID.toml\): leave out --only"):
+        main(["runs/a", "runs/b", "--only", "wide"])
+
+
+def test_an_experiment_without_its_dataset_is_not_begun(tmp_path: Path) -> None:
+    nowhere = ('settings = ["trainer.steps=7"]', f'settings = ["dataset.path={tmp_path}/nowhere"]')
+    with pytest.raises(UserError, match=r"grid.toml, method 'plain': no prepared dataset at '.*nowhere'"):
+        main([written(tmp_path, nowhere)])
+    assert not (tmp_path / "out").exists(), "what is fixed can still be mended"
+
+
 def test_one_run_alone_is_compared_with_nothing() -> None:
     with pytest.raises(UserError, match="compare 'runs/a' with what"):
         main(["runs/a"])

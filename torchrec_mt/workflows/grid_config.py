@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from torchrec_mt.config import RunConfig, load_as, load_config
+from torchrec_mt.config import RunConfig, load_as, load_config, open_dataset
 from torchrec_mt.errors import UserError, require
 from torchrec_mt.retrieval.metrics import parse_metric
 
@@ -145,3 +145,16 @@ def cells_of(grid: Grid, only: Sequence[str] = (), *, file: str = "the grid") ->
             folder = Path(grid.output) / (method.twins_of or name) / f"seed-{seed}"
             cells.append(Cell(name, seed, method.twins_of, config, folder))
     return cells
+
+
+def check_datasets(cells: Sequence[Cell], *, file: str) -> None:
+    """Looks for the prepared dataset of every cell, before an experiment is begun that none of them can take part in.
+
+    Raises:
+        UserError: one is not there, or was prepared by another declaration; no such task.
+    """
+    for cell in cells:
+        try:
+            open_dataset(cell.config)
+        except UserError as error:
+            raise UserError(f"{file}, method '{cell.method}': {error}") from None

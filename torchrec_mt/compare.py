@@ -25,7 +25,7 @@ from torchrec_mt.runs import MARK, RunFolder, write_atomic
 from torchrec_mt.storage import local_copy
 from torchrec_mt.training.preemption import preemption
 from torchrec_mt.workflows.grid import Done, begin, run_cells
-from torchrec_mt.workflows.grid_config import Cell, Grid, cells_of, load_grid
+from torchrec_mt.workflows.grid_config import Cell, Grid, cells_of, check_datasets, load_grid
 from torchrec_mt.workflows.grid_jobs import run_in_jobs
 from torchrec_mt.workflows.grid_results import grid_results
 from torchrec_mt.workflows.grid_turns import AskedToEndError
@@ -73,11 +73,22 @@ def _judgement(place: str) -> Judgement:
     return Judgement.open(place, file)
 
 
+def _refuse(arguments: argparse.Namespace, *, of_runs: bool) -> None:
+    """Arguments of runs beside an experiment, and the other way round, would be ignored."""
+    given = {"RUN_B": arguments.second, "--task": arguments.tasks, "--metric": arguments.metrics}
+    ignored = [name for name, value in given.items() if value] if of_runs else ["--only"] * bool(arguments.only)
+    if ignored:
+        what = "an experiment: its file says what is compared" if of_runs else "no experiment (GRID.toml)"
+        raise UserError(f"'{arguments.first}' is {what}: leave out {', '.join(ignored)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     if arguments.first.endswith(".toml"):
+        _refuse(arguments, of_runs=True)
         return _experiment(arguments)
+    _refuse(arguments, of_runs=False)
     if arguments.second is None:
         raise UserError(f"compare '{arguments.first}' with what? Give a second run, or an experiment (GRID.toml)")
     first, second = _judgement(arguments.first), _judgement(arguments.second)
@@ -91,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _experiment(arguments: argparse.Namespace) -> int:
     grid = load_grid(arguments.first)
-    cells = cells_of(grid, arguments.only)
+    cells = cells_of(grid, arguments.only, file=arguments.first)
+    check_datasets(cells, file=arguments.first)
     output = Path(grid.output)
     try:
         done = _in_jobs(grid, cells, arguments.jobs) if arguments.jobs > 1 else _here(grid, cells, not arguments.json)

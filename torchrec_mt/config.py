@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from torchrec_mt.balancing.config import BalancingConfig
-from torchrec_mt.config_errors import explain, kinds_of
+from torchrec_mt.config_errors import explain, told
 from torchrec_mt.data.dataset import PreparedDataset
 from torchrec_mt.data.negatives import NegativesConfig
 from torchrec_mt.data.part import dataset_of_schema, schema_of_tasks
@@ -156,11 +156,14 @@ def load_as(kind: type[T], file: str | Path) -> T:
     try:
         return TypeAdapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{file}: " + "; ".join(explain(error, raw, kinds_of(kind)))) from None
+        raise UserError(told(explain(error, raw, kind), where=str(file), overrides={})) from None
 
 
-def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), *, given_by: str = "--set") -> RunConfig:
     """Reads, merges and checks a config.
+
+    Args:
+        given_by: what messages call the place of the overrides.
 
     Raises:
         UserError: a file that is missing or no TOML, an unknown key, a wrong value: each names file or key and value.
@@ -168,21 +171,28 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     merged: dict[str, Any] = {}
     for file in files:
         merged = _merge(merged, _read_toml(Path(file)))
-    return check_config(apply_overrides(merged, overrides), where=", ".join(map(str, files)))
+    return check_config(merged, overrides, where=", ".join(map(str, files)), given_by=given_by)
 
 
-def check_config(raw: dict[str, Any], *, where: str) -> RunConfig:
-    """Validates a raw tree against the config classes.
+def check_config(
+    raw: dict[str, Any], overrides: Sequence[str] = (), *, where: str, given_by: str = "--set"
+) -> RunConfig:
+    """Validates a raw tree, with overrides, against the config classes.
+
+    Args:
+        where: what messages call the place of the tree. given_by: and that of the overrides.
 
     Raises:
         UserError: unknown keys, wrong types, values out of range: each names its key.
     """
+    raw = apply_overrides(raw, overrides, given_by=given_by)
     try:
         _check_paths(raw, "")
         # As JSON, because there `strict` takes a list for a tuple: 1 is a float, but true and "1" are no numbers.
         return _ADAPTER.validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(explain(error, raw, _KINDS))) from None
+        given = {one.partition("=")[0]: f"{given_by} {one}" for one in overrides}
+        raise UserError(told(explain(error, raw, RunConfig), where=where, overrides=given)) from None
 
 
 def _check_paths(raw: Any, key: str) -> None:
@@ -202,18 +212,18 @@ def config_to_json(config: RunConfig) -> str:
     return json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n"
 
 
-def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str], *, given_by: str = "--set") -> dict[str, Any]:
     """Applies `KEY=VALUE` overrides to a raw tree."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {override!r} is not of the form KEY=VALUE")
+            raise UserError(f"{given_by} {override!r} is not of the form KEY=VALUE")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
         except ValueError as error:  # an integer of thousands of digits
-            raise UserError(f"--set {key}: {error}") from None
+            raise UserError(f"{given_by} {key}: {error}") from None
         for part in reversed(key.split(".")):
             value = {part: value}
         raw = _merge(raw, value)
@@ -247,6 +257,3 @@ def _kind_of(table: dict[str, Any]) -> str | None:
     """What tags it; a table of its own may be called `kind`, too."""
     kind = table.get("kind")
     return None if isinstance(kind, dict) else kind
-
-
-_KINDS = kinds_of(RunConfig)

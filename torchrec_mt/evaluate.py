@@ -8,7 +8,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from torchrec_mt.config import add_set_argument, apply_overrides, check_config, check_keys
+from torchrec_mt.config import add_set_argument, check_config, check_keys
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.page import page_path
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides.append(f"evaluate.slices={json.dumps(names)}")
     if arguments.baselines is not None:
         overrides.append(f"evaluate.baselines={json.dumps(chosen(arguments.baselines))}")
-    config = check_config(apply_overrides(run.config_json(), overrides), where=str(run.path))
+    config = check_config(run.config_json(), overrides, where=str(run.path))
     path = run.evaluation_path.with_name(config.evaluate.file_name(arguments.model))
     with runtime(config.runtime) as here:
         evaluation = evaluate_here(run, config, here, path=path, which=arguments.model)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
+from torchrec_mt.config import RunConfig, add_set_argument, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import runtime
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
-    config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
+    config = check_config(run.config_json(), arguments.overrides, where=str(run.path))
     output = Output(arguments.output or f"{run.where}/export", mark=MARK)
     about = export_run(run, config, output, tasks=arguments.task, which=arguments.model)
     if about is None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
+from torchrec_mt.config import RunConfig, add_set_argument, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.opening import reading
 from torchrec_mt.distributed.collectives import on_main
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--wish {arguments.wish:g}: must be a share above 0 and at most 1, such as 0.95")
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
-    config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
+    config = check_config(run.config_json(), arguments.overrides, where=str(run.path))
     report = measure_run(run, config, arguments.task, arguments.wish)
     if report is None:
         return 0  # the main rank speaks

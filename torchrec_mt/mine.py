@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from torchrec_mt.config import RunConfig, add_set_argument, apply_overrides, check_config, check_keys, open_dataset
+from torchrec_mt.config import RunConfig, add_set_argument, check_config, check_keys, open_dataset
 from torchrec_mt.data.collate import Collator
 from torchrec_mt.data.mined import MARK as MINED
 from torchrec_mt.data.mined import check_place, write_mined
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("mine: needs 100000 >= --depth >= --per-anchor >= 1 and a --margin from -2 to 2")
     check_keys(arguments.overrides, _KEYS)
     run = RunFolder.open(arguments.run)
-    config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
+    config = check_config(run.config_json(), arguments.overrides, where=str(run.path))
     output = Output(arguments.output or f"{run.where}/mined", mark=MINED)
     about = mine_run(run, config, output, arguments.depth, arguments.per_anchor, arguments.margin)
     if about is None:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from torchrec_mt.config import (
     RunConfig,
     add_config_arguments,
-    apply_overrides,
     check_config,
     check_keys,
     load_config,
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_path = arguments.resume
         check_keys(arguments.overrides, RESUMED)
         settled = RunFolder.open(run_path, parts=PARTS).config_json()
-        config = check_config(apply_overrides(settled, arguments.overrides), where=run_path)
+        config = check_config(settled, arguments.overrides, where=run_path)
     else:
         config = load_config(arguments.config, arguments.overrides)
         run_path = arguments.output or f"runs/{config.dataset.name}"

@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from torchrec_mt.config import add_set_argument, apply_overrides, check_config, check_keys
+from torchrec_mt.config import add_set_argument, check_config, check_keys
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import run_program
 from torchrec_mt.reporting.comparison import twins_table
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_keys(arguments.overrides, SETTABLE)
     run = RunFolder.open(arguments.run)
-    config = check_config(apply_overrides(run.config_json(), arguments.overrides), where=str(run.path))
+    config = check_config(run.config_json(), arguments.overrides, where=str(run.path))
     tasks = twin_tasks(config, arguments.tasks, run.where)
     show = not arguments.json
     with runtime(config.runtime) as here, preemption() as noted:

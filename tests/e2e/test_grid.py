@@ -61,7 +61,9 @@ settings = ["optim.table_rate=1e25", "optim.dense_rate=1e25"]
     before = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
     judged = (runs[0] / "evaluation/anchors.parquet").parent.stat().st_mtime_ns
     assert main([grid, "--json", "--only", "unified"]) == 0
-    again = json.loads(capsys.readouterr().out)
+    output = capsys.readouterr()
+    again = json.loads(output.out)
+    assert "trained before, kept" in output.err
     assert [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs] == before
     assert (runs[0] / "evaluation/anchors.parquet").parent.stat().st_mtime_ns == judged
     unified = found["tasks"]["search"]["unified"]["metrics"]["recall@100"]

@@ -63,7 +63,7 @@ def test_another_kind_replaces_the_whole_choice() -> None:
         ),
         (
             'dataset.tasks.x={anchor="a", candidate="b", pairs={path="c"}}',
-            "tasks.x.pairs' has no kind: choose one",
+            "tasks.x.pairs' = {'path': 'c'} has no kind: choose one",
         ),
         ("dataset.tasks.search.pairs.roles.S=bad", "pairs.roles.S' = 'bad': input should be 'negative' or 'ignore'"),
         ("runtime.device=tpu", "'runtime.device' = 'tpu'"),
@@ -71,6 +71,7 @@ def test_another_kind_replaces_the_whole_choice() -> None:
         ("model.temperature.initial=0", "model.temperature.initial = 0.0: must be above 0 and within"),
         ("negatives.sources=[{kind='uniform', count=0}]", "count = 0: must be at least 1"),
         ("modell.dim=3", "unknown key 'modell'"),
+        ("loss.default=softmax", "'loss.default' = 'softmax' has no kind: choose one of 'softmax'"),
         ("reader", "is not of the form KEY=VALUE"),
     ],
 )
@@ -81,6 +82,63 @@ def test_a_mistake_names_its_key(override: str, said: str) -> None:
     assert said in message
     assert "\n" not in message
     assert message.count(";") <= 1, message
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("trainer.epoch=2", "did you mean 'trainer.epochs'?"),
+        ("trainr.epochs=2", "did you mean 'trainer'?"),
+        ("dataset.tasks.search.pairs.ancor=x", "did you mean 'dataset.tasks.search.pairs.anchor'?"),
+        ("dataset.entities.query.features.text.colums=['a']", "features.text.columns'?"),
+        ("balancing.method={kind='famo', decy=0.1}", "did you mean 'balancing.method.decay'?"),
+        ("optim.ema={deca=0.9}", "did you mean 'optim.ema.decay'?"),
+        ("trainer.batch_size=64", "did you mean 'reader.batch_size'?"),
+        ("optim.lr=0.1", "known there are 'clip_norm', 'dense_rate'"),
+    ],
+)
+def test_an_unknown_key_hints_at_the_nearest_known_one(override: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([DEMO], [override])
+    assert hint in str(caught.value)
+
+
+def test_what_is_known_in_a_section_is_listed_once() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([DEMO], ["optim.lr=0.1", "optim.qqq=1"])
+    assert str(caught.value).count("known there are") == 1
+
+
+def test_a_mistake_is_told_of_the_place_where_it_was_written(tmp_path: Path) -> None:
+    overlay = tmp_path / "mine.toml"
+    overlay.write_text("[trainer]\nlog_evry = 5\n")
+    with pytest.raises(UserError) as caught:
+        load_config([DEMO, overlay], ["trainer.epoch=2", "model.dim=64", "loss.default={temperature=1}"])
+    of_flag, of_choice, of_files = sorted(str(caught.value).split("; "))[:3]
+    assert of_flag.startswith("--set loss.default={temperature=1}: 'loss.default' = {'temperature': 1} has no kind")
+    assert of_choice.startswith("--set trainer.epoch=2: unknown key 'trainer.epoch'")
+    assert of_files.startswith(f"{DEMO}, {overlay}: unknown key 'trainer.log_evry'")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.dim=0", "--set model.dim=0: model.dim = 0: must be"),
+        ("evaluate.metrics=['recal@10']", "--set evaluate.metrics=['recal@10']: evaluate.metrics: 'recal@10' is no"),
+        ("trainer.epochs=many", "--set trainer.epochs=many: 'trainer.epochs' = 'many': input should be"),
+        ("dataset.split.kind=random", "--set dataset.split.kind=random: 'dataset.split' has kind = 'random'"),
+    ],
+)
+def test_a_wrong_value_of_a_flag_is_told_of_the_flag(override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([DEMO], ["runtime.threads=1", override])
+    assert str(caught.value).startswith(said)
+
+
+def test_a_long_value_is_cut() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([DEMO], [f"trainer.epochs='{'x' * 1000}'"])
+    assert f"'trainer.epochs' = '{'x' * 79}...: input" in str(caught.value)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -66,15 +66,74 @@ def test_cells(tmp_path: Path) -> None:
         ("[methods.wide]", '[methods."a/b"]', "methods.a/b"),
         ("seeds = [3, 5]", "seeds = [3, 3]", "seeds = (3, 3): must be different numbers"),
         ("seeds = [3, 5]", "seed = 3", "unknown key 'seed'"),
-        ("trainer.steps=7", "trainer.stepps=7", "method 'plain': launch/demo.toml: unknown key 'trainer.stepps'"),
-        ("model.dim=128", "model.dim=0", "method 'wide': launch/demo.toml: model.dim = 0"),
-        ("launch/demo.toml", "launch/nowhere.toml", "no config file 'launch/nowhere.toml'"),
+        (
+            "trainer.steps=7",
+            "trainer.stepps=7",
+            "grid.toml, method 'plain': settings trainer.stepps=7: unknown key 'trainer.stepps': did you mean",
+        ),
+        ("model.dim=128", "model.dim=0", "grid.toml, method 'wide': settings model.dim=0: model.dim = 0: must be"),
+        (
+            "trainer.steps=7",
+            "trainer.steps 7",
+            "method 'plain': settings 'trainer.steps 7' is not of the form KEY=VALUE",
+        ),
+        (
+            "model.dim=128",
+            "runtime.seed=1",
+            "methods.wide.settings = 'runtime.seed=1': must be without runtime.seed: that is what `seeds` says",
+        ),
+        (
+            "trainer.steps=7",
+            "evaluate.split=valid",
+            "settings = 'evaluate.split=valid': must be without evaluate.split",
+        ),
+        ("seeds = [3, 5]", "seeds = [3, -1]", "grid.toml: seeds = -1: must be numbers from 0 to 4,294,967,295"),
+        ("seeds = [3, 5]", "seeds = ['3']", "grid.toml: 'seeds.0' = '3': input should be a valid integer"),
+        ("seeds = [3, 5]", "metrics = ['recall@10', 'recal@100']", "grid.toml: metrics.1: 'recal@100' is no metric"),
+        (
+            "seeds = [3, 5]",
+            "metrics = ['mrr@10', 'mrr@10']",
+            "metrics = ('mrr@10', 'mrr@10'): must be different metrics",
+        ),
+        ("launch/demo.toml", "launch/nowhere.toml", "grid.toml, method 'plain': no config file 'launch/nowhere.toml'"),
     ],
 )
 def test_what_makes_no_experiment(tmp_path: Path, old: str, new: str, said: str) -> None:
+    file = written(tmp_path, (old, new))
     with pytest.raises(UserError) as error:
-        cells_of(load_grid(written(tmp_path, (old, new))))
+        cells_of(load_grid(file), file=file)
     assert said in str(error.value)
+
+
+def test_a_method_that_is_none(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    with pytest.raises(UserError, match=r"--only wid: .*grid.toml has no such method: choose of plain, wide, twins"):
+        cells_of(load_grid(file), ["wid"], file=file)
+
+
+@pytest.mark.parametrize(
+    ("more", "left_out"),
+    [
+        (["runs/b"], "RUN_B"),
+        (["--task", "search"], "--task"),
+        (["--task", "a", "--metric", "mrr@10"], "--task, --metric"),
+    ],
+)
+def test_what_an_experiment_would_ignore_is_refused(tmp_path: Path, more: list[str], left_out: str) -> None:
+    with pytest.raises(UserError, match=f"grid.toml' is an experiment: .*: leave out {left_out}$"):
+        main([written(tmp_path), *more])
+
+
+def test_runs_have_no_methods() -> None:
+    with pytest.raises(UserError, match=r"'runs/a' is no experiment \(GRID.toml\): leave out --only"):
+        main(["runs/a", "runs/b", "--only", "wide"])
+
+
+def test_an_experiment_without_its_dataset_is_not_begun(tmp_path: Path) -> None:
+    nowhere = ('settings = ["trainer.steps=7"]', f'settings = ["dataset.path={tmp_path}/nowhere"]')
+    with pytest.raises(UserError, match=r"grid.toml, method 'plain': no prepared dataset at '.*nowhere'"):
+        main([written(tmp_path, nowhere)])
+    assert not (tmp_path / "out").exists(), "what is fixed can still be mended"
 
 
 def test_one_run_alone_is_compared_with_nothing() -> None:

@@ -34,6 +34,8 @@ def test_the_page_holds_the_answer_and_every_value(results: dict[str, Any]) -> N
         "over 2 tasks: better, +",
         "no difference: similar",
         "200 search",
+        "slices of fewer than 20 are left out",
+        "by itself for Recall@100 on the trained tasks, which decides",
         "cold target",
         "as many as the cheapest method takes",
         "model.dim=128",
@@ -56,6 +58,26 @@ def test_a_failed_cell_is_told_with_its_reason(results: dict[str, Any]) -> None:
     words = words_of(results)
     assert "Failed: bad, seed 0." in words
     assert "bad, seed 0: the loss is no finite number" in words
+
+
+def test_a_card_tells_cost_and_where_the_method_loses(results: dict[str, Any]) -> None:
+    told = copy.deepcopy(results)
+    told["cost"]["good"] |= {"step_ms": 12.0, "table_bytes": 2048}
+    told["cost"]["plain"] |= {"step_ms": 1234.5, "table_bytes": 4096}
+    slices = [part for methods in told["tasks"].values() for part in methods["good"]["slices"].values()]
+    for part in slices:
+        part |= {"difference": 0.1, "low": 0.0, "high": 0.2}
+    words = words_of(told)
+    assert "cost: 12.0 ms a step against 1,234.5, 2.00 KiB of tables against 4.00 KiB" in words
+    assert "falls clearly behind on no slice" in words
+    similar = told["tasks"]["similar"]["good"]["slices"]
+    similar["target_training: cold"] |= {"difference": -0.2, "low": -0.3, "high": -0.1}
+    similar["target_training: warm"] |= {"difference": -0.4, "low": -0.9, "high": 0.1}
+    told["tasks"]["search_by_words"]["good"]["slices"]["target_training: cold"] |= similar["target_training: cold"]
+    told["machines"] = {"here": ["good"], "there": ["plain"]}
+    words = words_of(told)
+    assert "falls behind on 1 slice (uncorrected), most on similar, cold target: −.200 (−.300 to −.100)" in words
+    assert "cost: 2.00 KiB of tables" in words, "times of two machines cannot be compared"
 
 
 def test_texts_are_escaped(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:
         ('kind = "median", startup', 'kind = "medain", startup', "'pruning' has kind = 'medain': choose one of"),
         ("startup = 3", "startup = 0", "pruning.startup = 0: must be at least 1"),
         ('"median", startup = 3, warmup = 1', '"hyperband", least = 9', "pruning.least = 9: a trial has only"),
-        ('"model.hidden"', '"model.hiden"', "keys.model.hiden = 32 makes no config: launch/demo.toml: unknown key"),
-        ("low = 32, high", "low = -64, high", "keys.model.hidden = -64 makes no config: launch/demo.toml: model"),
+        ('"model.hidden"', '"model.hiden"', "keys.model.hiden = 32 makes no config: with model.hiden=32: unknown key"),
+        ("low = 32, high", "low = -64, high", "keys.model.hidden = -64 makes no config: with model.hidden=-64: model"),
         ('{ kind = "mgda" }', '{ kind = "mgad" }', 'keys.balancing.method = { kind = "mgad" } makes no config'),
         ('"model.hidden"', '"trainer.metric"', "must be none of what trials are judged by and on (trainer.metric)"),
         ('"model.hidden"', '"trainer"', "must be none of what trials are judged by and on (trainer.metric)"),
@@ -97,6 +97,7 @@ def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:
         ('"model.hidden"', '"trainer.steps"', "toml: keys.trainer.steps = 'trainer.steps': must be apart from"),
         ('"model.hidden"', '"balancing"', "keys.balancing = 'balancing': must be apart from 'balancing.every'"),
         ('output = "', 'output = "s3://bucket/', "must be a folder here"),
+        ('"trainer.steps=7"', '"trainer.stps=7"', "sweep.toml: settings trainer.stps=7: unknown key 'trainer.stps'"),
         ('"trainer.steps=7"', '"checkpoint.folder=x"', "checkpoint.folder = 'x': all trials would write there"),
     ],
 )  # fmt: skip

@@ -6,11 +6,19 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from torchrec_mt.reporting.grid_verdicts import headline, notes, outcome, percent, told_gain, verdicts
+from torchrec_mt.reporting.grid_verdicts import (
+    behind_on,
+    headline,
+    notes,
+    outcome,
+    percent,
+    told_difference,
+    told_gain,
+    verdicts,
+)
 from torchrec_mt.reporting.plans import size
 from torchrec_mt.reporting.table import decimals, metric_title, plain_table
 from torchrec_mt.reporting.trimmed import Trimmed
-from torchrec_mt.reporting.verdict import signed
 
 Rows = list[list[str]]
 Section = tuple[str, list[str], Rows]
@@ -149,22 +157,10 @@ def _losses(results: Mapping[str, Any]) -> list[Section]:
     """Slices on which each method falls behind the reference, those first whose interval lies lowest."""
     rows = []
     for name in results["cost"]:
-        worse = [
-            (part["high"], f"  {task}, {slice_title(label)}", part)
-            for task, methods in results["tasks"].items()
-            for label, part in methods.get(name, {"slices": {}})["slices"].items()
-            if (part.get("difference") or 0.0) < 0
-        ]
-        worse.sort(key=lambda one: one[:2])
+        worse = behind_on(results, name)[:_WORST]
         rows += [[name, "", ""]] if worse else []
-        for _, title, part in worse[:_WORST]:
-            interval = f"{signed(part['low'])} to {signed(part['high'])}"
-            rows.append([title, f"{part['num_anchors']:,}", f"{signed(part['difference'])} ({interval})"])
+        rows += [
+            [f"  {task}, {title}", f"{part['num_anchors']:,}", told_difference(part, 3)] for task, title, part in worse
+        ]
     title = f"where a method falls behind {results['reference']}, {metric_title(results['metrics'][0])}"
     return [(title, ["method, slice", "anchors", "less (95% interval)"], rows)] if rows else []
-
-
-def slice_title(label: str) -> str:
-    """`target_training: cold` is told as `cold target`."""
-    slicing, _, name = label.partition(": ")
-    return f"{name} {slicing.partition('_')[0]}"

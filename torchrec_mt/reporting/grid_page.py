@@ -9,16 +9,18 @@ from jinja2 import Environment
 from torchrec_mt.reporting import charts
 from torchrec_mt.reporting.charts import Mark
 from torchrec_mt.reporting.curves import key
-from torchrec_mt.reporting.grid import fewer_seeds, num_anchors, slice_title
+from torchrec_mt.reporting.grid import fewer_seeds, num_anchors
 from torchrec_mt.reporting.grid_charts import over_seconds, over_steps, percent_tick, scatter
 from torchrec_mt.reporting.grid_verdicts import (
     EQUAL_TIME,
+    aside,
     besides,
     briefly,
     headline,
     notes,
     outcome,
     percent,
+    slice_title,
     stance,
     told_gain,
 )
@@ -27,6 +29,7 @@ from torchrec_mt.reporting.plans import size
 from torchrec_mt.reporting.rendering import page_environment
 from torchrec_mt.reporting.table import metric_title
 from torchrec_mt.reporting.verdict import FEW, signed
+from torchrec_mt.retrieval.slices import LEAST
 
 Results = Mapping[str, Any]
 
@@ -44,7 +47,7 @@ def grid_page(results: Results) -> str:
         "first": results["metrics"][0],
         "headline": headline(results),
         "cards": {
-            name: {"outcome": stance(results, name), "sentences": told}
+            name: {"outcome": stance(results, name), "sentences": told, "aside": list(aside(results, name))}
             for name in results["varied"]
             if (told := list(briefly(results, name)))
         },
@@ -59,6 +62,7 @@ def grid_page(results: Results) -> str:
         "timed": over_seconds(results, numbers),
         "charts": {kind: over_steps(results, numbers, kind) for kind in ("loss", "valid", "cosine", "weight")},
         "few": FEW,
+        "least": LEAST,
     }
     return _environment().get_template("grid.html").render(context)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torchrec_mt.reporting.plans import size
 from torchrec_mt.reporting.table import differs, metric_title
 from torchrec_mt.reporting.verdict import Outcome, signed
 
@@ -54,6 +55,11 @@ def told_gain(gain: Mapping[str, Any]) -> str:
     return f"{percent(gain['gain'])} ({percent(gain['low'])} to {percent(gain['high'])})"
 
 
+def told_difference(found: Mapping[str, Any], places: int) -> str:
+    """A difference with its interval."""
+    return f"{signed(found['difference'], places)} ({signed(found['low'])} to {signed(found['high'])})"
+
+
 def headline(results: Results) -> str:
     """The answer in a sentence or two."""
     metric, reference = results["metrics"][0], results["reference"]
@@ -81,7 +87,7 @@ def sentences(results: Results, method: str) -> Iterator[str]:
     """How a method stands to the reference over all tasks, and on each by the first metric."""
     yield from _over_all(results, method)
     for task, beside in besides(results, method, results["metrics"][0]).items():
-        yield f"{task}: {WORDS[outcome(beside)]}, {_difference(beside)}"
+        yield f"{task}: {WORDS[outcome(beside)]}, {told_difference(beside, 4)}"
 
 
 def briefly(results: Results, method: str) -> Iterator[str]:
@@ -90,10 +96,44 @@ def briefly(results: Results, method: str) -> Iterator[str]:
     found = besides(results, method, results["metrics"][0])
     for task, beside in found.items():
         if outcome(beside) != "alike":
-            yield f"{task}: {WORDS[outcome(beside)]}, {_difference(beside)}"
+            yield f"{task}: {WORDS[outcome(beside)]}, {told_difference(beside, 4)}"
     alike = [task for task, beside in found.items() if outcome(beside) == "alike"]
     if alike:
         yield f"no difference: {', '.join(alike)}"
+
+
+def aside(results: Results, method: str) -> Iterator[str]:
+    """What a method costs beside the reference, and on how many slices it clearly falls behind."""
+    ours, theirs = results["cost"].get(method), results["cost"].get(results["reference"])
+    if ours and theirs:
+        told = [f"{size(ours['table_bytes'])} of tables against {size(theirs['table_bytes'])}"]
+        if len(results["machines"]) == 1:
+            told.insert(0, f"{ours['step_ms']:,.1f} ms a step against {theirs['step_ms']:,.1f}")
+        yield f"cost: {', '.join(told)}"
+    worse = [one for one in behind_on(results, method) if one[0] in results["trained"] and one[2]["high"] < 0]
+    if worse:
+        task, title, part = worse[0]
+        number = f"{len(worse)} slice{'s' * (len(worse) > 1)}"
+        yield f"falls behind on {number} (uncorrected), most on {task}, {title}: {told_difference(part, 3)}"
+    elif besides(results, method, results["metrics"][0]):
+        yield "falls clearly behind on no slice"
+
+
+def behind_on(results: Results, method: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Task, slice and what was found where a method falls behind the reference, by the ends of the intervals."""
+    worse = [
+        (task, slice_title(label), part)
+        for task, methods in results["tasks"].items()
+        for label, part in methods.get(method, {"slices": {}})["slices"].items()
+        if (part.get("difference") or 0.0) < 0
+    ]
+    return sorted(worse, key=lambda one: (one[2]["high"], one[:2]))
+
+
+def slice_title(label: str) -> str:
+    """`target_training: cold` is told as `cold target`."""
+    slicing, _, name = label.partition(": ")
+    return f"{name} {slicing.partition('_')[0]}"
 
 
 def _over_all(results: Results, method: str) -> Iterator[str]:
@@ -102,17 +142,14 @@ def _over_all(results: Results, method: str) -> Iterator[str]:
         yield f"over {gain['num_tasks']} tasks: {_gained(results, gain)}, {told_gain(gain)}"
 
 
-def _difference(beside: Mapping[str, Any]) -> str:
-    return f"{signed(beside['difference'], 4)} ({signed(beside['low'])} to {signed(beside['high'])})"
-
-
 def _gained(results: Results, gain: Mapping[str, Any]) -> str:
     """Intervals of gains are not corrected for the number of methods."""
     if gain["low"] is None or gain["high"] is None:
         return "unknown"
     if gain["low"] <= 0 <= gain["high"]:
         return "no difference"
-    return ("better" if gain["gain"] > 0 else "worse") + (" before correction" if len(results["gain"]) > 1 else "")
+    methods = len(results["gain"])
+    return ("better" if gain["gain"] > 0 else "worse") + (f" (not corrected for {methods} methods)" * (methods > 1))
 
 
 def verdicts(results: Results) -> list[str]:

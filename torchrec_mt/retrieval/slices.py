@@ -23,6 +23,8 @@ from torchrec_mt.retrieval.metrics import Relevant
 HEAD, TORSO = 0.5, 0.8
 BANDS = ("head", "torso", "tail")
 LARGEST = 10
+LEAST = 20
+"""Anchors of a slice, below which an experiment does not tell of it."""
 RARE, MISSING, OTHER, MIXED = _OURS = "(rare)", "(missing)", "(other)", "(mixed)"
 _SLICED = ("category", "number")
 

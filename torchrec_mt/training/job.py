@@ -127,10 +127,11 @@ def train(
     state = RunState(model, optimizers, objective, balancer, reader, runtime, seed=seed, batches_per_step=accumulate)
     restored = state.restore(store, newest, trainer_config.patience) if newest else None
     if restored:
-        _tell(restored, progress)
+        _warn(restored, progress)
         if restored.step >= steps or restored.stop.should_stop:
             store.close()
             return _end(run, restored.step, restored.stop) | {"nothing_left": _why_over(restored, steps)}
+        progress.resumed(restored.step, restored.path, best=restored.stop.best)
         store.prune()  # a disk that is full may have no room for the next one before
     progress.started(
         told_of_tables(dataset.manifest, schema, model_config, sharding, losses, world_size=runtime.world_size)
@@ -218,12 +219,11 @@ def _newest(store: CheckpointStore) -> Loaded:
     return newest
 
 
-def _tell(restored: Restored, progress: Progress) -> None:
+def _warn(restored: Restored, progress: Progress) -> None:
     for reason in restored.refused:
         progress.warning(restored.step, f"a newer checkpoint is not used: {reason}")
     if not restored.report.is_plain:
         progress.warning(restored.step, restored.report.text())
-    progress.resumed(restored.step, restored.path, best=restored.stop.best)
 
 
 @contextmanager

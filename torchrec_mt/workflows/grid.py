@@ -88,7 +88,7 @@ def run_cell(cell: Cell, here: Runtime, *, show: bool, tell: Callable[[str], Non
     """The same for one cell, which this program holds."""
     try:
         return Done(
-            cell, tuple(_twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, asked))
+            cell, tuple(_twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, tell, asked))
         )
     except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
         # One cell's mistake (a model that diverges, a method that the config refuses) is a result of its own.
@@ -96,12 +96,14 @@ def run_cell(cell: Cell, here: Runtime, *, show: bool, tell: Callable[[str], Non
         return Done(cell, failure=first_line(error))
 
 
-def _run(cell: Cell, here: Runtime, show: bool, asked: Callable[[], bool]) -> list[Path]:
+def _run(cell: Cell, here: Runtime, show: bool, tell: Callable[[str], None], asked: Callable[[], bool]) -> list[Path]:
     place = str(cell.place)
     kept = on_main(lambda: kept_run(place, cell.config, but=(*EXECUTION, *BESIDE)) is not None)
     outcome = train_here(cell.config, place, here, resume=kept, overwrite=not kept, show=show, asked=asked)
     if outcome["interrupted"]:
         raise AskedToEndError(cell.place)
+    if "nothing_left" in outcome:
+        tell("  trained before, kept")
     return [_judge(RunFolder.open(str(cell.place)), cell, here)]
 
 

@@ -8,8 +8,12 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from torchrec_mt.config import RunConfig, load_as, load_config
+from torchrec_mt.config import RunConfig, load_as, load_config, open_dataset
 from torchrec_mt.errors import UserError, require
+from torchrec_mt.retrieval.metrics import parse_metric
+
+_DECIDED = {"runtime.seed": "seeds", "evaluate.split": "split", "evaluate.metrics": "metrics"}
+"""Keys of a config that a plan has keys of its own for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +52,22 @@ class Grid:
     split: str = "test"
 
     def __post_init__(self) -> None:
+        for at, metric in enumerate(self.metrics):
+            _check_metric(f"metrics.{at}", metric)
+        for seed in self.seeds:
+            require(0 <= seed < 2**32, "seeds", seed, "numbers from 0 to 4,294,967,295")
         require(self.question.strip(), "question", self.question, "a sentence")
         require(self.base, "base", self.base, "at least one config file")
         require(self.seeds and len(frozenset(self.seeds)) == len(self.seeds), "seeds", self.seeds, "different numbers")
-        require(self.metrics, "metrics", self.metrics, "at least one metric")
+        different = self.metrics and len(frozenset(self.metrics)) == len(self.metrics)
+        require(different, "metrics", self.metrics, "different metrics, at least one")
+        _check_settings("settings", self.settings)
         require(self.split in ("test", "valid"), "split", self.split, "test or valid")
         require(self.reference in self.methods, "reference", self.reference, f"one of the methods {list(self.methods)}")
         for name, method in self.methods.items():
             plain = re.fullmatch(r"\w[\w.+-]*", name, re.ASCII)
             require(plain, f"methods.{name}", name, "letters, digits, '_', '-', '+' and '.': it becomes a folder")
+            _check_settings(f"methods.{name}.settings", method.settings)
             other = method.twins_of
             if other is not None:
                 good = other in self.methods and self.methods[other].twins_of is None and not method.settings
@@ -65,6 +76,20 @@ class Grid:
     def to_json(self) -> dict[str, Any]:
         """What of it decides the runs and their judgement, as JSON."""
         return asdict(self)
+
+
+def _check_metric(key: str, name: str) -> None:
+    try:
+        parse_metric(name)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def _check_settings(key: str, settings: Sequence[str]) -> None:
+    """What the plan decides for all methods would be overridden without a word."""
+    for setting in settings:
+        name = setting.partition("=")[0]
+        require(name not in _DECIDED, key, setting, f"without {name}: that is what `{_DECIDED.get(name)}` says")
 
 
 @dataclass(frozen=True)
@@ -92,18 +117,18 @@ def load_grid(file: str) -> Grid:
     return load_as(Grid, file)
 
 
-def cells_of(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
+def cells_of(grid: Grid, only: Sequence[str] = (), *, file: str = "the grid") -> list[Cell]:
     """Every cell, seed by seed, twins after the run whose twins they are. All configs are checked before any runs.
 
     Args:
-        only: methods; none means all.
+        only: methods; none means all. file: of the grid, as messages name it.
 
     Raises:
         UserError: a config that is none, a method that the grid lacks.
     """
     for name in only:
         if name not in grid.methods:
-            raise UserError(f"--only {name}: the grid has no such method: {', '.join(grid.methods)}")
+            raise UserError(f"--only {name}: {file} has no such method: choose of {', '.join(grid.methods)}")
     judging = [f"evaluate.split={grid.split}", f"evaluate.metrics={list(grid.metrics)}", "evaluate.baselines=[]"]
     cells = []
     for seed in grid.seeds:
@@ -114,9 +139,22 @@ def cells_of(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
             source = method if method.twins_of is None else grid.methods[method.twins_of]
             overrides = [*grid.settings, *source.settings, f"runtime.seed={seed}", *judging]
             try:
-                config = load_config(grid.base, overrides)
+                config = load_config(grid.base, overrides, given_by="settings")
             except UserError as error:
-                raise UserError(f"method '{name}': {error}") from None
+                raise UserError(f"{file}, method '{name}': {error}") from None
             folder = Path(grid.output) / (method.twins_of or name) / f"seed-{seed}"
             cells.append(Cell(name, seed, method.twins_of, config, folder))
     return cells
+
+
+def check_datasets(cells: Sequence[Cell], *, file: str) -> None:
+    """Looks for the prepared dataset of every cell, before an experiment is begun that none of them can take part in.
+
+    Raises:
+        UserError: one is not there, or was prepared by another declaration; no such task.
+    """
+    for cell in cells:
+        try:
+            open_dataset(cell.config)
+        except UserError as error:
+            raise UserError(f"{file}, method '{cell.method}': {error}") from None

@@ -15,7 +15,7 @@ import numpy as np
 
 from torchrec_mt.retrieval.gains import Gain, Paired, relative_gains
 from torchrec_mt.retrieval.results import comparison_json, flips_for, without_nan
-from torchrec_mt.retrieval.slices import BANDS
+from torchrec_mt.retrieval.slices import BANDS, LEAST
 from torchrec_mt.retrieval.uncertainty import bootstrap, compare, holm
 from torchrec_mt.workflows.grid import Done
 from torchrec_mt.workflows.grid_config import Grid
@@ -25,8 +25,6 @@ from torchrec_mt.workflows.grid_values import SLICES, GridValues
 
 FORMAT = 2
 """Of results.json. The first had no intervals of gains and means, no curves and no equal time."""
-_LEAST = 20
-"""Anchors of a slice, below which it is not shown."""
 
 
 def grid_results(grid: Grid, done: Sequence[Done]) -> dict[str, Any]:
@@ -129,7 +127,7 @@ def _slices(values: GridValues, task: str, method: str) -> Iterator[tuple[str, n
         found = dict.fromkeys(labels.get(slicing, np.array([])))
         for label in sorted(found, key=lambda label: BANDS.index(label) if label in BANDS else -1):
             in_B = labels[slicing] == label
-            if label not in (None, "(mixed)") and in_B.sum() >= _LEAST:
+            if label not in (None, "(mixed)") and in_B.sum() >= LEAST:
                 yield f"{slicing}: {label}", in_B
 
 

@@ -189,7 +189,7 @@ class Sweep:
         Raises:
             UserError: these values make none.
         """
-        return load_config(self.base, self.settings_with(found))
+        return load_config(self.base, self.settings_with(found), given_by="with" if found else "settings")
 
     def overlay(self, found: Mapping[str, str]) -> dict[str, Any]:
         """What the base must be merged with to be a trial's config."""
@@ -210,10 +210,13 @@ def load_sweep(file: str) -> Sweep:
             folder of checkpoints for all trials.
     """
     sweep = load_as(Sweep, file)
+    try:
+        base = sweep.config({})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     for key, choice in sweep.keys.items():
         for text in choice.bounds:
             _check_value(file, sweep, key, text)
-    base = sweep.config({})
     least = sweep.pruning.least if isinstance(sweep.pruning, HyperbandPruning) else 0
     if least > base.trainer.validations:
         raise UserError(

@@ -186,7 +186,10 @@ def test_a_layout_is_a_name_or_a_table(text: str, layout: Layout) -> None:
     [
         ("sharding.default=by_row", "'sharding.default' = 'by_row': input should be 'auto', 'data_parallel', "),
         ("sharding.tables.brand=by_row", "'sharding.tables.brand' = 'by_row': input should be 'auto', 'data_parallel'"),
-        ("sharding.tables.brand={columns=2}", "'sharding.tables.brand' has no kind: choose one of 'auto', "),
+        (
+            "sharding.tables.brand={columns=2}",
+            "'sharding.tables.brand' = {'columns': 2} has no kind: choose one of 'auto', ",
+        ),
         ("sharding.tables.brand=2", "'sharding.tables.brand' = 2: input should be 'auto', 'data_parallel'"),
         ("sharding.tables.brand={kind='rows'}", "'sharding.tables.brand' has kind = 'rows': choose one of 'auto', "),
         ("sharding.tables.brand={kind='row_wise', columns=2}", "unknown key 'sharding.tables.brand.columns'"),

@@ -23,7 +23,7 @@ from torchrec_mt.retrieval.records import records_path
 from torchrec_mt.runs import MARK, RunFolder, write_atomic
 from torchrec_mt.storage import local_copy
 from torchrec_mt.training.preemption import preemption
-from torchrec_mt.workflows.grid import AskedToEndError, begin, run_cells
+from torchrec_mt.workflows.grid import AskedToEndError, begin, check_kept, run_cells
 from torchrec_mt.workflows.grid_config import cells_of, load_grid
 from torchrec_mt.workflows.grid_results import grid_results
 
@@ -82,6 +82,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
     cells = cells_of(grid, arguments.only)
     output = Path(grid.output)
     with runtime(cells[0].config.runtime) as here, preemption() as noted:
+        on_main(lambda: check_kept(cells))
         on_main(lambda: begin(grid))
 
         def tell(line: str) -> None:

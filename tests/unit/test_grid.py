@@ -35,11 +35,11 @@ twins_of = "plain"
 
 
 def written(folder: Path, *changes: tuple[str, str]) -> str:
-    text = TEXT.replace("OUTPUT", str(folder / "out"))
+    text = TEXT
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    (folder / "grid.toml").write_text(text)
+    (folder / "grid.toml").write_text(text.replace("OUTPUT", str(folder / "out")))
     return str(folder / "grid.toml")
 
 
@@ -68,6 +68,10 @@ def test_cells(tmp_path: Path) -> None:
         ("seeds = [3, 5]", "seed = 3", "unknown key 'seed'"),
         ("trainer.steps=7", "trainer.stepps=7", "method 'plain': launch/demo.toml: unknown key 'trainer.stepps'"),
         ("model.dim=128", "model.dim=0", "method 'wide': launch/demo.toml: model.dim = 0"),
+        ('output = "OUTPUT"', 'output = "s3://bucket/grid"', "output = 's3://bucket/grid': must be a folder here"),
+        ("model.dim=128", "evaluate.max_anchors=7", "method 'wide': evaluate.max_anchors = 7, but that of 'plain' is 0"),
+        ("model.dim=128", "dataset.path='elsewhere'", "method 'wide': dataset.path = 'elsewhere', but that of 'plain'"),
+        ("trainer.steps=7", "checkpoint.folder='there'", "checkpoint.folder = 'there': all runs would write there"),
         ("launch/demo.toml", "launch/nowhere.toml", "no config file 'launch/nowhere.toml'"),
     ],
 )

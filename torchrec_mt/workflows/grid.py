@@ -10,15 +10,16 @@ from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError, first_line
 from torchrec_mt.retrieval.records import records_path
-from torchrec_mt.runs import RunFolder, write_atomic
+from torchrec_mt.runs import RunFolder, read_object, write_atomic
 from torchrec_mt.training.keeper import BEST
 from torchrec_mt.workflows.evaluation import evaluate_here
 from torchrec_mt.workflows.grid_config import Cell, Grid
-from torchrec_mt.workflows.training import BESIDE, EXECUTION, kept_run, train_here
+from torchrec_mt.workflows.training import BESIDE, EXECUTION, changed_since, kept_run, train_here
 from torchrec_mt.workflows.twin_plan import training_of, twin_tasks
 from torchrec_mt.workflows.twins import compare_with_twins
 
 PLAN = "grid.json"
+_MAY_CHANGE = (*EXECUTION, *BESIDE)
 _FREE = ("methods", "seeds", "question")
 """What may be added to an experiment that has begun."""
 
@@ -49,7 +50,7 @@ def begin(grid: Grid) -> None:
     file = Path(grid.output) / PLAN
     plan = json.loads(json.dumps(grid.to_json()))
     if file.is_file():
-        begun = json.loads(file.read_text())
+        begun = read_object(file)
         changed = [key for key in plan if key not in _FREE and plan[key] != begun.get(key)]
         changed += [
             f"methods.{name}"
@@ -64,6 +65,21 @@ def begin(grid: Grid) -> None:
         plan["methods"] = begun["methods"] | plan["methods"]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(plan, indent=1) + "\n")
+
+
+def check_kept(cells: Sequence[Cell]) -> None:
+    """Refuses to go on where the config files of the runs that are there have changed since.
+
+    Raises:
+        UserError: naming the run and the keys.
+    """
+    for cell in cells:
+        changed = changed_since(str(cell.place), cell.config, but=_MAY_CHANGE)
+        if changed:
+            raise UserError(
+                f"'{cell.place}' holds a run of another config ({', '.join(changed[:3])} differ): what is fixed stays "
+                "fixed once runs are made; give another output, or take the config back"
+            )
 
 
 def run_cells(
@@ -97,7 +113,7 @@ def run_cells(
 
 def _run(cell: Cell, here: Runtime, show: bool, asked: Callable[[], bool]) -> list[Path]:
     place = str(cell.place)
-    kept = on_main(lambda: kept_run(place, cell.config, but=(*EXECUTION, *BESIDE)) is not None)
+    kept = on_main(lambda: kept_run(place, cell.config, but=_MAY_CHANGE) is not None)
     outcome = train_here(cell.config, place, here, resume=kept, overwrite=not kept, show=show, asked=asked)
     if outcome["interrupted"]:
         raise AskedToEndError(cell.place)

@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 
 from torchrec_mt.config import RunConfig, load_as, load_config
 from torchrec_mt.errors import UserError, require
+from torchrec_mt.storage import is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Grid:
     def __post_init__(self) -> None:
         require(self.question.strip(), "question", self.question, "a sentence")
         require(self.base, "base", self.base, "at least one config file")
+        require(not is_url(self.output), "output", self.output, "a folder here, not object storage")
         require(self.seeds and len(frozenset(self.seeds)) == len(self.seeds), "seeds", self.seeds, "different numbers")
         require(self.metrics, "metrics", self.metrics, "at least one metric")
         require(self.split in ("test", "valid"), "split", self.split, "test or valid")
@@ -99,7 +101,7 @@ def cells_of(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
         only: methods; none means all.
 
     Raises:
-        UserError: a config that is none, a method that the grid lacks.
+        UserError: a config that is none, a method that the grid lacks, methods that are not judged on the same.
     """
     for name in only:
         if name not in grid.methods:
@@ -119,4 +121,23 @@ def cells_of(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
                 raise UserError(f"method '{name}': {error}") from None
             folder = Path(grid.output) / (method.twins_of or name) / f"seed-{seed}"
             cells.append(Cell(name, seed, method.twins_of, config, folder))
+    for cell in cells:
+        _check_judged_alike(cells[0], cell)
     return cells
+
+
+def _check_judged_alike(first: Cell, cell: Cell) -> None:
+    """Refuses what could not be compared after all runs are made."""
+    one, other = (
+        {"dataset.path": config.dataset.path, "evaluate.max_anchors": config.evaluate.max_anchors}
+        for config in (first.config, cell.config)
+    )
+    for key, value in one.items():
+        if other[key] != value:
+            raise UserError(
+                f"method '{cell.method}': {key} = {other[key]!r}, but that of '{first.method}' is {value!r}: only what "
+                "is judged on the same can be compared; set it for all methods"
+            )
+    folder = cell.config.checkpoint.folder
+    if folder:
+        raise UserError(f"checkpoint.folder = {folder!r}: all runs would write there; leave it out")

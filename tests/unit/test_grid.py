@@ -1,17 +1,21 @@
 """Experiments: what a grid file may say, what comes of runs that are there, and how it is told."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.made_grid import experiment
+from tests import made_grid
+from tests.made_grid import Log, experiment, run_of
 from torchrec_mt.compare import main
 from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.grid import grid_markdown, verdicts
+from torchrec_mt.retrieval.records import ABOUT
 from torchrec_mt.retrieval.uncertainty import holm
 from torchrec_mt.workflows.grid import begin
 from torchrec_mt.workflows.grid_config import cells_of, load_grid
@@ -69,7 +73,11 @@ def test_cells(tmp_path: Path) -> None:
         ("trainer.steps=7", "trainer.stepps=7", "method 'plain': launch/demo.toml: unknown key 'trainer.stepps'"),
         ("model.dim=128", "model.dim=0", "method 'wide': launch/demo.toml: model.dim = 0"),
         ('output = "OUTPUT"', 'output = "s3://bucket/grid"', "output = 's3://bucket/grid': must be a folder here"),
-        ("model.dim=128", "evaluate.max_anchors=7", "method 'wide': evaluate.max_anchors = 7, but that of 'plain' is 0"),
+        (
+            "model.dim=128",
+            "evaluate.max_anchors=7",
+            "method 'wide': evaluate.max_anchors = 7, but that of 'plain'",
+        ),
         ("model.dim=128", "dataset.path='elsewhere'", "method 'wide': dataset.path = 'elsewhere', but that of 'plain'"),
         ("trainer.steps=7", "checkpoint.folder='there'", "checkpoint.folder = 'there': all runs would write there"),
         ("launch/demo.toml", "launch/nowhere.toml", "no config file 'launch/nowhere.toml'"),
@@ -153,6 +161,47 @@ def test_all_cells_failed(tmp_path: Path) -> None:
     results = experiment(tmp_path, methods=())
     assert (results["tasks"], results["cost"], results["equal_time"]) == ({}, {}, None)
     assert "bad, seed 0, failed: the loss is no finite number" in grid_markdown(results)
+
+
+def other_names(table: pa.Table) -> pa.Table:
+    return with_column(table, "anchor", [f"{7 * int(anchor) % 200:04}" for anchor in table["anchor"].to_pylist()])
+
+
+def more_answers(table: pa.Table) -> pa.Table:
+    return with_column(table, "relevant", [relevant + 1 for relevant in table["relevant"].to_pylist()])
+
+
+def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def another_dataset(table: pa.Table) -> pa.Table:
+    about = json.loads(table.schema.metadata[ABOUT]) | {"dataset": "another"}
+    return table.replace_schema_metadata({ABOUT: json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_names, "task 'search': anchor '0001' has 2 right answers"),
+        (more_answers, "task 'search': anchor '0000' has 1 right answers"),
+        (another_dataset, "differ in their dataset digest (made and another)"),
+    ],
+)
+def test_only_what_was_judged_on_the_same_is_paired(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_of_another(folder: Path, values: Mapping[str, np.ndarray], log: Log) -> Path:
+        file = run_of(folder, values, log)
+        if folder.parent.name == "cell-1":
+            pq.write_table(change(pq.read_table(file)), file)
+        return file
+
+    monkeypatch.setattr(made_grid, "run_of", run_of_another)
+    with pytest.raises(UserError) as error:
+        experiment(tmp_path)
+    assert said in str(error.value)
+    assert "cell-0/seed-0' and" in str(error.value)
 
 
 def test_beside_the_reference(results: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tests.made_grid import Log, experiment, run_of
 from torchrec_mt.compare import main
 from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.grid import grid_markdown, verdicts
+from torchrec_mt.reporting.grid_page import grid_page
 from torchrec_mt.retrieval.records import ABOUT
 from torchrec_mt.retrieval.uncertainty import holm
 from torchrec_mt.workflows.grid import begin
@@ -141,6 +142,20 @@ def test_a_method_with_fewer_seeds_is_marked(results: dict[str, Any]) -> None:
     text = grid_markdown(results)
     assert "|   good (1 of 2 seeds) | " in text
     assert "|   good | " in text
+
+
+def test_a_mean_gain_says_of_how_many_tasks_it_is(results: dict[str, Any]) -> None:
+    results["gain"]["good"]["all"]["num_tasks"] = 1
+    text = grid_markdown(results)
+    assert "| good (1 of 2 tasks) | " in text
+    assert "over 1 task: better" in text
+    assert "(1 of 2 tasks)" in grid_page(results)
+
+
+def test_equal_time_says_of_how_many_seeds_it_is(results: dict[str, Any]) -> None:
+    results["equal_time"]["methods"]["good"]["num_seeds"] = 1
+    assert "| good (1 of 2 seeds) | " in grid_markdown(results)
+    assert "(1 of 2 seeds)" in grid_page(results)
 
 
 def test_one_method_is_compared_with_nothing(tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def briefly(results: Results, method: str) -> Iterator[str]:
 def _over_all(results: Results, method: str) -> Iterator[str]:
     gain = results["gain"].get(method, {}).get("all")
     if gain and gain["gain"] is not None:
-        yield f"over {gain['num_tasks']} tasks: {_gained(results, gain)}, {told_gain(gain)}"
+        tasks = "1 task" if gain["num_tasks"] == 1 else f"{gain['num_tasks']} tasks"
+        yield f"over {tasks}: {_gained(results, gain)}, {told_gain(gain)}"
 
 
 def _difference(beside: Mapping[str, Any]) -> str:

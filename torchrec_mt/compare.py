@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _experiment(arguments)
     if arguments.second is None:
         raise UserError(f"compare '{arguments.first}' with what? Give a second run, or an experiment (GRID.toml)")
+    if arguments.only:
+        raise UserError("--only names methods of an experiment (GRID.toml), and these are two runs: leave it out")
     first, second = _judgement(arguments.first), _judgement(arguments.second)
     compared = compare_runs(first, second, tasks=arguments.tasks, metrics=arguments.metrics)
     if arguments.json:
@@ -78,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
+    told = {"a second run": arguments.second, "--task": arguments.tasks, "--metric": arguments.metrics}
+    for what, given in told.items():
+        if given:
+            raise UserError(f"'{arguments.first}' is an experiment, which says what is compared: leave out {what}")
     grid = load_grid(arguments.first)
     cells = cells_of(grid, arguments.only)
     output = Path(grid.output)
@@ -87,7 +93,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
         def tell(line: str) -> None:
             if here.is_main:
-                progress_console().print(line, highlight=False, soft_wrap=True)
+                progress_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
         try:
             done = run_cells(cells, here, show=not arguments.json, tell=tell, asked=lambda: noted.asked)
@@ -104,7 +110,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
         print(json.dumps(results, allow_nan=False))
     else:
         console().print(grid_tables(results))
-        console().print(f"experiment: {output}   page: {output / 'results.html'}", soft_wrap=True)
+        console().print(f"experiment: {output}   page: {output / 'results.html'}", markup=False, soft_wrap=True)
     return 1 if results["failed"] else 0
 
 

@@ -17,14 +17,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_runs_of_a_config_file_that_was_edited_are_not_replaced(root: Path, tmp_path: Path) -> None:
-    rates, grid = tmp_path / "rates.toml", tmp_path / "grid.toml"
+def written(root: Path, folder: Path, *files: Path) -> str:
     settings = [*debug_overrides(root), "trainer.steps=2", "trainer.validations=1"]
-    grid.write_text(
+    (folder / "grid.toml").write_text(
         f"""
 question = "Is it better?"
-base = {[*FILES, str(rates)]}
-output = "{tmp_path}/out"
+base = {[*FILES, *map(str, files)]}
+output = "{folder}/out"
 reference = "plain"
 seeds = [0]
 metrics = ["recall@100"]
@@ -36,13 +35,34 @@ settings = {settings}
 settings = ["model.hidden=32"]
 """
     )
+    return str(folder / "grid.toml")
+
+
+def test_runs_of_a_config_file_that_was_edited_are_not_replaced(root: Path, tmp_path: Path) -> None:
+    rates = tmp_path / "rates.toml"
+    grid = written(root, tmp_path, rates)
     rates.write_text("optim.dense_rate = 0.01\n")
-    assert main([str(grid), "--json", "--only", "plain"]) == 0
+    assert main([grid, "--json", "--only", "plain"]) == 0
     rates.write_text("optim.dense_rate = 0.02\n")
     for arguments in ([], ["--only", "plain"]):
         with pytest.raises(UserError, match=r"out/plain/seed-0' holds a run of another config \(optim.dense_rate"):
-            main([str(grid), "--json", *arguments])
+            main([grid, "--json", *arguments])
     kept = json.loads((tmp_path / "out/plain/seed-0/config.json").read_text())
     assert kept["optim"]["dense_rate"] == 0.01
     rates.write_text("optim.dense_rate = 0.01\ntrainer.log_every = 1\n")
-    assert main([str(grid), "--json"]) == 0, "how steps are carried out may change"
+    assert main([grid, "--json"]) == 0, "how steps are carried out may change"
+
+
+def test_a_cell_that_fails_with_brackets_is_told_as_it_is(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libraries write the place in their source, which looks like markup."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("[/pytorch/alloc.cpp:1] not enough memory [enforce fail]")
+
+    monkeypatch.setattr("torchrec_mt.workflows.grid.train_here", fails)
+    assert main([written(root, tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert told.err.count("failed: [/pytorch/alloc.cpp:1] not enough memory [enforce fail]") == 2
+    assert "[enforce fail]" in told.out

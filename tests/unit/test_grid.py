@@ -95,6 +95,21 @@ def test_one_run_alone_is_compared_with_nothing() -> None:
         main(["runs/a"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["GRID", "runs/b"], "which says what is compared: leave out a second run"),
+        (["GRID", "--task", "search"], "leave out --task"),
+        (["GRID", "--metric", "recall@10"], "leave out --metric"),
+        (["runs/a", "runs/b", "--only", "wide"], "--only names methods of an experiment"),
+    ],
+)
+def test_no_argument_is_ignored(tmp_path: Path, arguments: list[str], said: str) -> None:
+    grid = written(tmp_path)
+    with pytest.raises(UserError, match=said):
+        main([grid if one == "GRID" else one for one in arguments])
+
+
 def test_what_is_fixed_stays_fixed(tmp_path: Path) -> None:
     begin(load_grid(written(tmp_path)))
     more = ("[methods.wide]", "[methods.wider]\nsettings = ['model.dim=256']\n\n[methods.wide]")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.lost import Together
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError, first_line
 from torchrec_mt.retrieval.records import records_path
@@ -97,8 +98,9 @@ def run_cells(
 
     Raises:
         AskedToEndError: it was; everything goes on from where it stands with the next call.
+        UserError: exit code 1; a cell failed on this rank alone.
     """
-    done = []
+    done, together = [], Together()
     for number, cell in enumerate(cells, 1):
         tell(f"[{number}/{len(cells)}] {cell.name}")
         try:
@@ -106,6 +108,7 @@ def run_cells(
             done.append(Done(cell, tuple(records)))
         except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
             # One cell's mistake (a model that diverges, a method that the config refuses) is a result of its own.
+            together.failed(error)
             done.append(Done(cell, failure=first_line(error)))
             tell(f"  failed: {first_line(error)}")
     return done

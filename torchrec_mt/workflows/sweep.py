@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_json, open_dataset
 from torchrec_mt.data.preparation import check_schema
-from torchrec_mt.distributed.collectives import barrier, on_main
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.lost import Together
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import UserError, first_line
 from torchrec_mt.holding import Hold
@@ -44,7 +45,8 @@ def run_sweep(
 
     Raises:
         AskedToEndError: it was; the trial goes on with the next call.
-        UserError: nothing to train or to validate on; another sweep is there, or this one runs already.
+        UserError: nothing to train or to validate on; another sweep is there, or this one runs already; exit code 1: a
+            trial failed on this rank alone.
     """
     base, folder, began = sweep.config({}), Path(sweep.output), time.monotonic()
     check_schema(base.dataset)
@@ -52,6 +54,7 @@ def run_sweep(
     on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with _held(folder):
         on_main(lambda: begin(sweep, base))
+        together = Together()
         study = _Shared(lambda: Study(sweep, folder / JOURNAL, base.trainer.validations))
         while not on_main(lambda: _is_late(sweep, began)):
             found = study.ask(Study.next)
@@ -60,7 +63,7 @@ def run_sweep(
             number, values = found
             drawn = ", ".join(f"{key} = {text}" for key, text in values.items())
             tell(f"[{number + 1}/{sweep.trials}] {drawn}")
-            why = _run(sweep, number, values, study, here, show, asked)
+            why = _run(sweep, number, values, study, here, together, show, asked)
             if why:
                 tell(f"  {why}")
 
@@ -118,6 +121,7 @@ def _run(
     values: dict[str, str],
     study: _Shared,
     here: Runtime,
+    together: Together,
     show: bool,
     asked: Callable[[], bool],
 ) -> str:
@@ -134,8 +138,8 @@ def _run(
             )
     except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
         # A model that diverges, values that do not go together: a result of its own.
+        together.failed(error)
         failure = first_line(error)
-    barrier()  # fails where a rank was lost, which is not the trial's fault
     seconds = time.monotonic() - began
     study.ask(lambda known: known.took(seconds))
     if outcome.get("interrupted"):

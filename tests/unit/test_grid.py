@@ -80,6 +80,7 @@ def test_cells(tmp_path: Path) -> None:
             "method 'wide': evaluate.max_anchors = 7, but that of 'plain'",
         ),
         ("model.dim=128", "dataset.path='elsewhere'", "method 'wide': dataset.path = 'elsewhere', but that of 'plain'"),
+        ("model.dim=128", "runtime.threads=3", "method 'wide': runtime.threads = 3, but that of 'plain' is 0"),
         ("trainer.steps=7", "checkpoint.folder='there'", "checkpoint.folder = 'there': all runs would write there"),
         ("launch/demo.toml", "launch/nowhere.toml", "no config file 'launch/nowhere.toml'"),
     ],

@@ -122,22 +122,28 @@ def cells_of(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
             folder = Path(grid.output) / (method.twins_of or name) / f"seed-{seed}"
             cells.append(Cell(name, seed, method.twins_of, config, folder))
     for cell in cells:
-        _check_judged_alike(cells[0], cell)
+        _check_alike(cells[0], cell)
     return cells
 
 
-def _check_judged_alike(first: Cell, cell: Cell) -> None:
-    """Refuses what could not be compared after all runs are made."""
-    one, other = (
-        {"dataset.path": config.dataset.path, "evaluate.max_anchors": config.evaluate.max_anchors}
-        for config in (first.config, cell.config)
-    )
-    for key, value in one.items():
-        if other[key] != value:
+def _check_alike(first: Cell, cell: Cell) -> None:
+    """Refuses what would be ignored, or could not be compared after all runs are made."""
+    for (key, one), other in zip(_for_all(first.config).items(), _for_all(cell.config).values(), strict=True):
+        if one != other:
             raise UserError(
-                f"method '{cell.method}': {key} = {other[key]!r}, but that of '{first.method}' is {value!r}: only what "
-                "is judged on the same can be compared; set it for all methods"
+                f"method '{cell.method}': {key} = {other!r}, but that of '{first.method}' is {one!r}: all methods run "
+                "in one job and are judged on the same; set it for all"
             )
     folder = cell.config.checkpoint.folder
     if folder:
         raise UserError(f"checkpoint.folder = {folder!r}: all runs would write there; leave it out")
+
+
+def _for_all(config: RunConfig) -> dict[str, object]:
+    """What may not vary, by key."""
+    runtime = {f"runtime.{key}": value for key, value in asdict(config.runtime).items() if key != "seed"}
+    return {
+        "dataset.path": config.dataset.path,
+        "evaluate.max_anchors": config.evaluate.max_anchors,
+        **runtime,
+    }

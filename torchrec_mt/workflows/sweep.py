@@ -50,10 +50,11 @@ def run_sweep(
     """
     base, folder, began = sweep.config({}), Path(sweep.output), time.monotonic()
     check_schema(base.dataset)
-    check_metric(base.trainer.metric, validated_tasks(*open_dataset(base)))
+    dataset, schema = open_dataset(base)
+    check_metric(base.trainer.metric, validated_tasks(dataset, schema))
     on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with _held(folder):
-        on_main(lambda: begin(sweep, base))
+        on_main(lambda: begin(sweep, base, dataset.manifest.digest))
         together = Together()
         study = _Shared(lambda: Study(sweep, folder / JOURNAL, base.trainer.validations))
         while not on_main(lambda: _is_late(sweep, began)):
@@ -78,14 +79,17 @@ def run_sweep(
         return study.ask(write)
 
 
-def begin(sweep: Sweep, base: RunConfig) -> None:
+def begin(sweep: Sweep, base: RunConfig, digest: str) -> None:
     """Writes the sweep's plan down, or checks that the one that has begun is the same; it may become longer.
+
+    Args:
+        digest: of the dataset.
 
     Raises:
         UserError: what makes trials comparable has changed since the first one.
     """
     file = Path(sweep.output) / PLAN
-    plan = json.loads(to_json(sweep.to_json())) | {"config": json.loads(config_to_json(base))}
+    plan = json.loads(to_json(sweep.to_json())) | {"config": json.loads(config_to_json(base)), "digest": digest}
     if file.is_file():
         begun = read_object(file)
         changed = [key for key in _FIXED if begun.get(key) != plan[key]]
@@ -95,6 +99,11 @@ def begin(sweep: Sweep, base: RunConfig) -> None:
             raise UserError(
                 f"'{file}' is of another sweep ({', '.join(changed[:3])} differ): only goal, trials and "
                 "timeout_minutes may change once trials are made; give another output"
+            )
+        if begun.get("digest", digest) != digest:
+            raise UserError(
+                f"'{file}': '{base.dataset.path}' has been prepared anew since (digest {begun['digest']}, now "
+                f"{digest}): trials on the one cannot be compared with trials on the other; give another output"
             )
     write_atomic(file, to_json(plan) + "\n")
 

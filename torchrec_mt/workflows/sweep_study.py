@@ -95,7 +95,7 @@ class Study:
                 pruner=_pruner(sweep.pruning, validations),
                 load_if_exists=True,
             )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AssertionError) as error:  # Optuna checks no line of it
             raise UserError(f"'{file}' is damaged ({error}): give the sweep another output") from None
 
     def next(self) -> tuple[int, dict[str, str]] | None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
 from torchrec_mt.compare import main
-from torchrec_mt.errors import UserError
+from torchrec_mt.errors import CannotWriteError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,17 @@ def test_a_cell_that_fails_with_brackets_is_told_as_it_is(
     told = capsys.readouterr()
     assert told.err.count("failed: [/pytorch/alloc.cpp:1] not enough memory [enforce fail]") == 2
     assert "[enforce fail]" in told.out
+
+
+def test_a_full_disk_ends_the_experiment(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cell after it could keep anything either."""
+    tried = []
+
+    def full(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise CannotWriteError("no room")
+
+    monkeypatch.setattr("torchrec_mt.workflows.grid.train_here", full)
+    with pytest.raises(CannotWriteError, match="no room"):
+        main([written(root, tmp_path)])
+    assert len(tried) == 1

@@ -1,6 +1,7 @@
 """A sweep on the tiny dataset, from its file to its results: trials that finish, are pruned and fail; stopped, it goes
 on as if it had not been."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -180,6 +181,24 @@ def test_trials_on_another_dataset_are_not_compared(base: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"prepared anew since \(digest tiny, now another\)"):
         main([written(tmp_path / "base.toml", output, trials=2), "--json"])
     assert not (output / "trial-0001").exists()
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(
+    base: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial goes on with the next call, as if there had been room."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("torchrec_mt.training.checkpoints.files.Files.write", full)
+        with pytest.raises(UserError, match="checkpoint of step 3 cannot be written"):
+            main([written(base, output), "--json"])
+    assert not (output / "trial-0001").exists()
+    assert main([written(base, output), "--json"]) == 0
+    assert essence(output) == essence(whole)
 
 
 def mistaken_on_ranks(file: str) -> dict[str, Any]:

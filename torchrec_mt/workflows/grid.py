@@ -9,7 +9,7 @@ from pathlib import Path
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import Together
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.errors import CannotWriteError, UserError, first_line
 from torchrec_mt.retrieval.records import records_path
 from torchrec_mt.runs import RunFolder, read_object, write_atomic
 from torchrec_mt.training.keeper import BEST
@@ -98,7 +98,7 @@ def run_cells(
 
     Raises:
         AskedToEndError: it was; everything goes on from where it stands with the next call.
-        UserError: exit code 1; a cell failed on this rank alone.
+        UserError: exit code 1; a cell failed on this rank alone. CannotWriteError: no room for checkpoints.
     """
     done, together = [], Together()
     for number, cell in enumerate(cells, 1):
@@ -106,6 +106,8 @@ def run_cells(
         try:
             records = _twins(cell, here, show, tell, asked) if cell.twins_of else _run(cell, here, show, asked)
             done.append(Done(cell, tuple(records)))
+        except CannotWriteError:
+            raise  # nor could the next cell
         except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
             # One cell's mistake (a model that diverges, a method that the config refuses) is a result of its own.
             together.failed(error)

@@ -13,7 +13,7 @@ from torchrec_mt.data.preparation import check_schema
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import Together
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.errors import CannotWriteError, UserError, first_line
 from torchrec_mt.holding import Hold
 from torchrec_mt.runs import read_object, write_atomic
 from torchrec_mt.training.early_stop import check_metric
@@ -46,7 +46,7 @@ def run_sweep(
     Raises:
         AskedToEndError: it was; the trial goes on with the next call.
         UserError: nothing to train or to validate on; another sweep is there, or this one runs already; exit code 1: a
-            trial failed on this rank alone.
+            trial failed on this rank alone. CannotWriteError: no room for checkpoints.
     """
     base, folder, began = sweep.config({}), Path(sweep.output), time.monotonic()
     check_schema(base.dataset)
@@ -145,6 +145,8 @@ def _run(
             outcome = train_here(
                 config, place, here, resume=kept, overwrite=not kept, show=show, asked=asked, give_up=study.report
             )
+    except CannotWriteError:
+        raise  # the trial goes on with the next call
     except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
         # A model that diverges, values that do not go together: a result of its own.
         together.failed(error)

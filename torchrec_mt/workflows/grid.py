@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchrec_mt.config import RunConfig
 from torchrec_mt.distributed.collectives import on_main
 from torchrec_mt.distributed.lost import Together
 from torchrec_mt.distributed.runtime import Runtime
 from torchrec_mt.errors import CannotWriteError, UserError, first_line
+from torchrec_mt.retrieval.comparison import Judgement
+from torchrec_mt.retrieval.evaluator import terms
 from torchrec_mt.retrieval.records import records_path
 from torchrec_mt.runs import RunFolder, read_object, write_atomic
 from torchrec_mt.training.keeper import BEST
@@ -23,6 +26,7 @@ PLAN = "grid.json"
 _MAY_CHANGE = (*EXECUTION, *BESIDE)
 _FREE = ("methods", "seeds", "question")
 """What may be added to an experiment that has begun."""
+_JUDGED_BY = ("dataset", "split", "model", "max_anchors", "metrics")
 
 
 @dataclass(frozen=True)
@@ -122,18 +126,26 @@ def _run(cell: Cell, here: Runtime, show: bool, asked: Callable[[], bool]) -> li
     outcome = train_here(cell.config, place, here, resume=kept, overwrite=not kept, show=show, asked=asked)
     if outcome["interrupted"]:
         raise AskedToEndError(cell.place)
-    return [_judge(RunFolder.open(str(cell.place)), cell, here)]
+    return [_judge(RunFolder.open(str(cell.place)), cell.config, here)]
 
 
-def _judge(run: RunFolder, cell: Cell, here: Runtime) -> Path:
+def _judge(run: RunFolder, config: RunConfig, here: Runtime) -> Path:
     """The values of the run's best model anchor by anchor; made where they are not there for this very model."""
-    path = run.evaluation_path.with_name(cell.config.evaluate.file_name(BEST))
-    stamp = path.with_suffix(".of.json")
-    model = json.dumps([training_of(run), cell.config.evaluate.split, list(cell.config.evaluate.metrics)])
-    if not on_main(lambda: stamp.is_file() and stamp.read_text() == model and records_path(path).is_file()):
-        evaluate_here(run, cell.config, here, path=path)
+    path = run.evaluation_path.with_name(config.evaluate.file_name(BEST))
+    stamp, records = path.with_suffix(".of.json"), records_path(path)
+    model = json.dumps([training_of(run), config.evaluate.split, list(config.evaluate.metrics)])
+
+    def is_there() -> bool:
+        if not (stamp.is_file() and stamp.read_text() == model and records.is_file()):
+            return False
+        about = Judgement.open(str(run.path), records).about  # `torchrec-mt evaluate` may have written it since
+        wanted = terms(config.evaluate, BEST, str(run.dataset_digest))
+        return all(about.get(key) == wanted[key] for key in _JUDGED_BY)
+
+    if not on_main(is_there):
+        evaluate_here(run, config, here, path=path)
         on_main(lambda: write_atomic(stamp, model))
-    return records_path(path)
+    return records
 
 
 def _twins(cell: Cell, here: Runtime, show: bool, tell: Callable[[str], None], asked: Callable[[], bool]) -> list[Path]:
@@ -141,7 +153,7 @@ def _twins(cell: Cell, here: Runtime, show: bool, tell: Callable[[str], None], a
     run = RunFolder.open(str(cell.place))
     tasks = twin_tasks(cell.config, None, str(cell.place))
     found = compare_with_twins(
-        run, cell.config, here, tasks, show=show, tell=lambda line: tell(f"  {line}"), asked=asked
+        run, cell.config, here, tasks, show=show, tell=lambda line: tell(f"  {line}"), asked=asked, judge=_judge
     )
     if "interrupted" in found:
         raise AskedToEndError(cell.place)

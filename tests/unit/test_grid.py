@@ -268,6 +268,23 @@ def test_costs_and_failures(results: dict[str, Any]) -> None:
     assert results["failed"] == [{"method": "bad", "seed": 0, "why": "the loss is no finite number"}]
 
 
+def test_machines_differ_by_their_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of one cannot be compared with those of the other."""
+
+    def run_somewhere(folder: Path, values: Mapping[str, np.ndarray], log: Log) -> Path:
+        file = run_of(folder, values, log)
+        machine = json.loads((folder / "environment.json").read_text())
+        machine["accelerator"] = {"cell-0": "Slow 1", "cell-1": "Fast 2"}[folder.parent.name]
+        (folder / "environment.json").write_text(json.dumps(machine))
+        return file
+
+    monkeypatch.setattr(made_grid, "run_of", run_somewhere)
+    assert experiment(tmp_path)["machines"] == {
+        "Linux, 2 cores, Slow 1, torch 2.13, torchrec 1.8": ["plain"],
+        "Linux, 2 cores, Fast 2, torch 2.13, torchrec 1.8": ["good"],
+    }
+
+
 def test_what_it_says(results: dict[str, Any]) -> None:
     said = "\n".join(verdicts(results))
     assert "good beside plain, Recall@100: over 2 tasks: better, +" in said

@@ -223,6 +223,23 @@ def test_a_trial_that_was_to_be_given_up_is_when_the_sweep_goes_on(tmp_path: Pat
     assert (stopped.outcomes()[1].state, stopped.outcomes()[1].seconds) == ("pruned", 5.0)
 
 
+def test_hyperband_stands_by_what_it_said_of_a_trial(tmp_path: Path) -> None:
+    """It marks the rung that a trial has come to, and would let it go on when asked again."""
+    sweep = sweep_of(tmp_path, pruning=HyperbandPruning(least=1, factor=2))
+    study = Study(sweep, journal(tmp_path), VALIDATIONS)
+    run_trials(study, lambda found: 0.5, most=6)
+    told = []
+    while study.next():
+        gone = any(study.report(step, 10, 0.01) for step in (2, 5, 8))
+        study = Study(sweep, journal(tmp_path), VALIDATIONS)  # the program was killed
+        again = study.next()
+        assert again is not None
+        told.append((gone, study.given_up))
+        study.end("failed")
+    assert (True, True) in told
+    assert all(before == after for before, after in told)
+
+
 @pytest.mark.parametrize(
     ("pruning", "given_up_at"),
     [

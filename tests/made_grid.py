@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_mt.config import load_config
+from torchrec_mt.retrieval.records import ABOUT
 from torchrec_mt.workflows.grid import Done
 from torchrec_mt.workflows.grid_config import Cell, Grid, Method
 from torchrec_mt.workflows.grid_results import grid_results
@@ -58,6 +59,7 @@ def run_of(folder: Path, values: Mapping[str, np.ndarray], log: Log) -> Path:
             "task": task,
             "system": system,
             "anchor": f"{anchor:04}",
+            "relevant": 1 + anchor % 3,
             "recall@100": float(value),
             "target_training": "cold" if anchor % 2 else "warm",
         }
@@ -65,7 +67,9 @@ def run_of(folder: Path, values: Mapping[str, np.ndarray], log: Log) -> Path:
         for task, value_B in values.items()
         for anchor, value in reversed(list(enumerate(value_B)))
     ]
-    pq.write_table(pa.Table.from_pylist(rows), file)
+    metrics = ["recall@100"]
+    about = {"dataset": "made", "split": "test", "max_anchors": 0, "metrics": metrics, "main_metrics": metrics}
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({ABOUT: json.dumps(about)}), file)
     held = [{"weights": 1000, "sums": 24, "dense": 400}, {"weights": 1000, "sums": 0, "dense": 400}]
     (folder / "held.json").write_text(json.dumps(held))
     machine = {"platform": "Linux", "cores": 2, "versions": {"torch": "2.13", "torchrec": "1.8"}}

@@ -24,7 +24,7 @@ from torchrec_mt.retrieval.records import records_path
 from torchrec_mt.runs import MARK, RunFolder, write_atomic
 from torchrec_mt.storage import local_copy
 from torchrec_mt.training.preemption import preemption
-from torchrec_mt.workflows.grid import Done, begin, run_cells
+from torchrec_mt.workflows.grid import Done, begin, check_kept, run_cells
 from torchrec_mt.workflows.grid_config import Cell, Grid, cells_of, check_datasets, load_grid
 from torchrec_mt.workflows.grid_jobs import run_in_jobs
 from torchrec_mt.workflows.grid_results import grid_results
@@ -76,7 +76,9 @@ def _judgement(place: str) -> Judgement:
 def _refuse(arguments: argparse.Namespace, *, of_runs: bool) -> None:
     """Arguments of runs beside an experiment, and the other way round, would be ignored."""
     given = {"RUN_B": arguments.second, "--task": arguments.tasks, "--metric": arguments.metrics}
-    ignored = [name for name, value in given.items() if value] if of_runs else ["--only"] * bool(arguments.only)
+    if not of_runs:
+        given = {"--only": arguments.only, "--jobs": arguments.jobs > 1}
+    ignored = [name for name, value in given.items() if value]
     if ignored:
         what = "an experiment: its file says what is compared" if of_runs else "no experiment (GRID.toml)"
         raise UserError(f"'{arguments.first}' is {what}: leave out {', '.join(ignored)}")
@@ -120,13 +122,14 @@ def _experiment(arguments: argparse.Namespace) -> int:
         print(json.dumps(results, allow_nan=False))
     else:
         console().print(grid_tables(results))
-        console().print(f"experiment: {output}   page: {output / 'results.html'}", soft_wrap=True)
+        console().print(f"experiment: {output}   page: {output / 'results.html'}", markup=False, soft_wrap=True)
     return 1 if results["failed"] else 0
 
 
 def _here(grid: Grid, cells: Sequence[Cell], show: bool) -> list[Done]:
     """Cell by cell in this process, or on all ranks of its job; nothing but on the main rank."""
     with runtime(cells[0].config.runtime) as here, preemption() as noted:
+        on_main(lambda: check_kept(cells))
         on_main(lambda: begin(grid))
         if here.is_main:
             return run_cells(cells, here, show=show, tell=_tell, asked=lambda: noted.asked)
@@ -136,13 +139,14 @@ def _here(grid: Grid, cells: Sequence[Cell], show: bool) -> list[Done]:
 
 
 def _in_jobs(grid: Grid, cells: Sequence[Cell], jobs: int) -> list[Done]:
+    check_kept(cells)
     begin(grid)
     with preemption() as noted:
         return run_in_jobs(cells, jobs, tell=_tell, asked=lambda: noted.asked)
 
 
 def _tell(line: str) -> None:
-    progress_console().print(line, highlight=False, soft_wrap=True)
+    progress_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import time
 from importlib import metadata
 from typing import Any
 
+import torch
+
 from torchrec_mt.holding import job
 
 _RECORDED = (
@@ -23,7 +25,7 @@ _RECORDED = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as recorded with a run."""
+    """Versions and machine, as recorded with a run. `accelerator`: what the machine has, whether it is used or not."""
     versions = {}
     for name in _RECORDED:
         try:
@@ -34,6 +36,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
         "argv": sys.argv,
         "job": job(),

@@ -46,6 +46,10 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class CannotWriteError(UserError):
+    """A place that takes no more files: no fault of a config, and whatever comes next would fare no better."""
+
+
 def require(holds: object, key: str, value: object, allowed: str) -> None:
     """Says what is allowed of a setting; for the `__post_init__` of config classes, which `config.py` reports by key.
 

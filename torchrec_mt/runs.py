@@ -1,7 +1,7 @@
 """The run folder: one folder that explains a run. Everything that reads a run reads only this.
 
 config.json          resolved config          plan.json       sharding plan
-environment.json     versions, device, cores  metrics.jsonl   one line per logged step and validation
+environment.json     versions, machine        metrics.jsonl   one line per logged step and validation
 tensorboard/         the same as events       checkpoints/    to go on from, and to judge
 evaluation/          judgements, indexes      mined/          hard negatives
 dataset.json         digest of the dataset    training.json   steps taken, best step

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def tell(line: str) -> None:
             if show and here.is_main:
-                progress_console().print(line, highlight=False, soft_wrap=True)
+                progress_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
         try:
             results = run_sweep(sweep, here, show=show, tell=tell, asked=lambda: noted.asked)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         console().print(sweep_tables(results))
         where = f"   best: {sweep.output}/{BEST}" if results["best"] else ""
-        console().print(f"sweep: {sweep.output}{where}", soft_wrap=True)
+        console().print(f"sweep: {sweep.output}{where}", markup=False, soft_wrap=True)
     return 0 if results["best"] else 1
 
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def tell(line: str) -> None:
             if show and here.is_main:
-                progress_console().print(line, highlight=False, soft_wrap=True)
+                progress_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
         compared = compare_with_twins(run, config, here, tasks, show=show, tell=tell, asked=lambda: noted.asked)
     if not here.is_main:
@@ -57,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         console().print(
             f"asked to end: the twin of {compared['twin']} stopped after step {compared['steps']}, to go on: "
             f"torchrec-mt twins {run.where}",
+            markup=False,
             soft_wrap=True,
         )
     else:
         console().print(twins_table(compared))
-        console().print(f"run: {run.where}   comparison: {run.path / TWINS_COMPARISON}", soft_wrap=True)
+        console().print(f"run: {run.where}   comparison: {run.path / TWINS_COMPARISON}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.html_pages import read
 from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
 from torchrec_mt.compare import main
+from torchrec_mt.evaluate import main as evaluate
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,20 @@ settings = ["optim.table_rate=1e25", "optim.dense_rate=1e25"]
     # What is there is kept: no run is trained or judged again.
     runs = [tmp_path / "out/unified/seed-0", tmp_path / "out/unified/seed-0/twins/search"]
     before = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
-    judged = (runs[0] / "evaluation/anchors.parquet").parent.stat().st_mtime_ns
+    judged = [(run / "evaluation").stat().st_mtime_ns for run in runs]
     assert main([grid, "--json", "--only", "unified"]) == 0
     output = capsys.readouterr()
     again = json.loads(output.out)
     assert "trained before, kept" in output.err
     assert [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs] == before
-    assert (runs[0] / "evaluation/anchors.parquet").parent.stat().st_mtime_ns == judged
+    assert main([grid, "--json", "--only", "unified", "--only", "twins"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"] == found["tasks"]
+    assert [(run / "evaluation").stat().st_mtime_ns for run in runs] == judged
+    # But for what was judged by something else since, into the same file.
+    ours = ["evaluate.baselines=[]", "evaluate.metrics=['ndcg@10']"]
+    assert evaluate([str(runs[0]), "--json", *(f"--set={one}" for one in ours)]) == 0
+    capsys.readouterr()
+    assert main([grid, "--json", "--only", "unified", "--only", "twins"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"] == found["tasks"]
     unified = found["tasks"]["search"]["unified"]["metrics"]["recall@100"]
     assert again["tasks"]["search"]["unified"]["metrics"]["recall@100"]["mean"] == unified["mean"]

@@ -1,9 +1,12 @@
 """A sweep on the tiny dataset, from its file to its results: trials that finish, are pruned and fail; stopped, it goes
 on as if it had not been."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -165,6 +168,55 @@ def test_a_mistake_of_all_trials_is_none_of_each(base: Path, tmp_path: Path) -> 
     (tmp_path / "nowhere.toml").write_text(base.read_text().replace('data"', 'nowhere"'))
     with pytest.raises(UserError, match="no prepared dataset at"):
         main([written(tmp_path / "nowhere.toml", tmp_path / "out")])
+
+
+def test_trials_on_another_dataset_are_not_compared(base: Path, tmp_path: Path) -> None:
+    """The same config, the same path, but prepared anew."""
+    output, data = tmp_path / "out", tmp_path / "data"
+    write_tiny_dataset(data)
+    (tmp_path / "base.toml").write_text(base.read_text().replace(str(base.parent / "data"), str(data)))
+    assert main([written(tmp_path / "base.toml", output, trials=1), "--json"]) == 0
+    shutil.rmtree(data)
+    write_tiny_dataset(data, digest="another")
+    with pytest.raises(UserError, match=r"prepared anew since \(digest tiny, now another\)"):
+        main([written(tmp_path / "base.toml", output, trials=2), "--json"])
+    assert not (output / "trial-0001").exists()
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(
+    base: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial goes on with the next call, as if there had been room."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("torchrec_mt.training.checkpoints.files.Files.write", full)
+        with pytest.raises(UserError, match="checkpoint of step 3 cannot be written"):
+            main([written(base, output), "--json"])
+    assert not (output / "trial-0001").exists()
+    assert main([written(base, output), "--json"]) == 0
+    assert essence(output) == essence(whole)
+
+
+def mistaken_on_ranks(file: str) -> dict[str, Any]:
+    def report(*_: object) -> bool:
+        raise ValueError("of Optuna, [/on] the main rank")
+
+    with patch("torchrec_mt.workflows.sweep_study.Study.report", report):
+        return sweep_on_ranks(file)
+
+
+def test_what_optuna_raises_is_raised_on_all_ranks(base: Path, tmp_path: Path) -> None:
+    """In the midst of a training, where the other rank waits for the answer."""
+    file = written(base, tmp_path / "out", trials=2)
+    first, second = run_on_ranks(2, mistaken_on_ranks, file)
+    assert first == second
+    mistaken, diverged = first["trials"]
+    assert (mistaken["state"], mistaken["why"]) == ("failed", "of Optuna, [/on] the main rank")
+    assert (diverged["state"], "no finite number" in diverged["why"]) == ("failed", True)
 
 
 def sweep_on_ranks(file: str) -> dict[str, Any]:

@@ -1,17 +1,22 @@
 """Experiments: what a grid file may say, what comes of runs that are there, and how it is told."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.made_grid import experiment
+from tests import made_grid
+from tests.made_grid import Log, experiment, run_of
 from torchrec_mt.compare import main
 from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.grid import grid_markdown, verdicts
+from torchrec_mt.reporting.grid_page import grid_page
+from torchrec_mt.retrieval.records import ABOUT
 from torchrec_mt.retrieval.uncertainty import holm
 from torchrec_mt.workflows.grid import begin
 from torchrec_mt.workflows.grid_config import cells_of, load_grid
@@ -35,11 +40,11 @@ twins_of = "plain"
 
 
 def written(folder: Path, *changes: tuple[str, str]) -> str:
-    text = TEXT.replace("OUTPUT", str(folder / "out"))
+    text = TEXT
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    (folder / "grid.toml").write_text(text)
+    (folder / "grid.toml").write_text(text.replace("OUTPUT", str(folder / "out")))
     return str(folder / "grid.toml")
 
 
@@ -96,6 +101,15 @@ def test_cells(tmp_path: Path) -> None:
             "metrics = ('mrr@10', 'mrr@10'): must be different metrics",
         ),
         ("launch/demo.toml", "launch/nowhere.toml", "grid.toml, method 'plain': no config file 'launch/nowhere.toml'"),
+        ('output = "OUTPUT"', 'output = "s3://bucket/grid"', "output = 's3://bucket/grid': must be a folder here"),
+        (
+            "model.dim=128",
+            "evaluate.max_anchors=7",
+            "method 'wide': evaluate.max_anchors = 7, but that of 'plain'",
+        ),
+        ("model.dim=128", "dataset.path='elsewhere'", "method 'wide': dataset.path = 'elsewhere', but that of 'plain'"),
+        ("model.dim=128", "runtime.threads=3", "method 'wide': runtime.threads = 3, but that of 'plain' is 0"),
+        ("trainer.steps=7", "checkpoint.folder='there'", "checkpoint.folder = 'there': all runs would write there"),
     ],
 )
 def test_what_makes_no_experiment(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -139,6 +153,21 @@ def test_an_experiment_without_its_dataset_is_not_begun(tmp_path: Path) -> None:
 def test_one_run_alone_is_compared_with_nothing() -> None:
     with pytest.raises(UserError, match="compare 'runs/a' with what"):
         main(["runs/a"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["GRID", "runs/b"], "its file says what is compared: leave out RUN_B"),
+        (["GRID", "--task", "search"], "leave out --task"),
+        (["GRID", "--metric", "recall@10"], "leave out --metric"),
+        (["runs/a", "runs/b", "--only", "wide"], "is no experiment .*: leave out --only"),
+    ],
+)
+def test_no_argument_is_ignored(tmp_path: Path, arguments: list[str], said: str) -> None:
+    grid = written(tmp_path)
+    with pytest.raises(UserError, match=said):
+        main([grid if one == "GRID" else one for one in arguments])
 
 
 def test_what_is_fixed_stays_fixed(tmp_path: Path) -> None:
@@ -190,6 +219,20 @@ def test_a_method_with_fewer_seeds_is_marked(results: dict[str, Any]) -> None:
     assert "|   good | " in text
 
 
+def test_a_mean_gain_says_of_how_many_tasks_it_is(results: dict[str, Any]) -> None:
+    results["gain"]["good"]["all"]["num_tasks"] = 1
+    text = grid_markdown(results)
+    assert "| good (1 of 2 tasks) | " in text
+    assert "over 1 task: better" in text
+    assert "(1 of 2 tasks)" in grid_page(results)
+
+
+def test_equal_time_says_of_how_many_seeds_it_is(results: dict[str, Any]) -> None:
+    results["equal_time"]["methods"]["good"]["num_seeds"] = 1
+    assert "| good (1 of 2 seeds) | " in grid_markdown(results)
+    assert "(1 of 2 seeds)" in grid_page(results)
+
+
 def test_one_method_is_compared_with_nothing(tmp_path: Path) -> None:
     results = experiment(tmp_path, methods=("plain",), failed=False)
     assert (results["gain"], results["tasks"]["search"].keys()) == ({}, {"plain"})
@@ -208,6 +251,47 @@ def test_all_cells_failed(tmp_path: Path) -> None:
     results = experiment(tmp_path, methods=())
     assert (results["tasks"], results["cost"], results["equal_time"]) == ({}, {}, None)
     assert "bad, seed 0, failed: the loss is no finite number" in grid_markdown(results)
+
+
+def other_names(table: pa.Table) -> pa.Table:
+    return with_column(table, "anchor", [f"{7 * int(anchor) % 200:04}" for anchor in table["anchor"].to_pylist()])
+
+
+def more_answers(table: pa.Table) -> pa.Table:
+    return with_column(table, "relevant", [relevant + 1 for relevant in table["relevant"].to_pylist()])
+
+
+def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def another_dataset(table: pa.Table) -> pa.Table:
+    about = json.loads(table.schema.metadata[ABOUT]) | {"dataset": "another"}
+    return table.replace_schema_metadata({ABOUT: json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_names, "task 'search': anchor '0001' has 2 right answers"),
+        (more_answers, "task 'search': anchor '0000' has 1 right answers"),
+        (another_dataset, "differ in their dataset digest (made and another)"),
+    ],
+)
+def test_only_what_was_judged_on_the_same_is_paired(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_of_another(folder: Path, values: Mapping[str, np.ndarray], log: Log) -> Path:
+        file = run_of(folder, values, log)
+        if folder.parent.name == "cell-1":
+            pq.write_table(change(pq.read_table(file)), file)
+        return file
+
+    monkeypatch.setattr(made_grid, "run_of", run_of_another)
+    with pytest.raises(UserError) as error:
+        experiment(tmp_path)
+    assert said in str(error.value)
+    assert "cell-0/seed-0' and" in str(error.value)
 
 
 def test_beside_the_reference(results: dict[str, Any]) -> None:
@@ -241,6 +325,23 @@ def test_costs_and_failures(results: dict[str, Any]) -> None:
     assert results["cost"]["plain"] == cost
     assert results["cost"]["good"]["step_ms"] == 20.0
     assert results["failed"] == [{"method": "bad", "seed": 0, "why": "the loss is no finite number"}]
+
+
+def test_machines_differ_by_their_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of one cannot be compared with those of the other."""
+
+    def run_somewhere(folder: Path, values: Mapping[str, np.ndarray], log: Log) -> Path:
+        file = run_of(folder, values, log)
+        machine = json.loads((folder / "environment.json").read_text())
+        machine["accelerator"] = {"cell-0": "Slow 1", "cell-1": "Fast 2"}[folder.parent.name]
+        (folder / "environment.json").write_text(json.dumps(machine))
+        return file
+
+    monkeypatch.setattr(made_grid, "run_of", run_somewhere)
+    assert experiment(tmp_path)["machines"] == {
+        "Linux, 2 cores, Slow 1, torch 2.13, torchrec 1.8": ["plain"],
+        "Linux, 2 cores, Fast 2, torch 2.13, torchrec 1.8": ["good"],
+    }
 
 
 def test_what_it_says(results: dict[str, Any]) -> None:

@@ -82,6 +82,7 @@ def test_equal_time_by_hand() -> None:
     assert found["seconds"] == pytest.approx(0.06)
     assert found["methods"]["fast"] == {
         "share": 1,
+        "num_seeds": 2,
         "tasks": {"search": {"mean": 0.5, "sd_over_seeds": 0.0, "whole": 0.5}},
         "gain": None,
     }
@@ -93,6 +94,21 @@ def test_equal_time_by_hand() -> None:
         "whole": pytest.approx(0.85),
     }
     assert one["gain"] == pytest.approx(0.25 / 0.5 - 1)
+
+
+def test_equal_time_compares_the_seeds_that_both_have() -> None:
+    """One seed is easier; the reference failed with it, which makes the others no better."""
+    easy, hard = validations("search", 0.9), validations("search", 0.5)
+    logs = {
+        "reference": {0: [run_log(1.0, hard)]},
+        "other": {0: [run_log(1.0, hard)], 1: [run_log(1.0, easy)]},
+        "third": {1: [run_log(1.0, easy)]},
+    }
+    found = equal_time(logs, "recall@100", "reference")["methods"]
+    assert found["other"]["tasks"]["search"]["mean"] == pytest.approx(0.7)
+    assert found["other"]["gain"] == 0
+    assert found["third"]["gain"] is None, "no seed in common"
+    assert {name: one["num_seeds"] for name, one in found.items()} == {"reference": 1, "other": 2, "third": 1}
 
 
 def test_equal_time_of_one_model_per_task() -> None:

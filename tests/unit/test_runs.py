@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from torchrec_mt import holding
 from torchrec_mt.errors import UserError
@@ -48,7 +49,9 @@ def test_a_new_run_is_written_in_its_place(tmp_path: Path) -> None:
     run = earlier_run(tmp_path / "run")
     assert run.path == run.place == tmp_path / "run"
     assert RunFolder.open(run.path).config_json()["trainer"] == {"steps": 1}
-    assert json.loads((run.path / "environment.json").read_text())["versions"]["torch"].startswith("2.13")
+    told = json.loads((run.path / "environment.json").read_text())
+    assert told["versions"]["torch"].startswith("2.13")
+    assert (told["accelerator"] is None) == (not torch.cuda.is_available())
     run.discard()
     assert (run.path / "checkpoints").is_dir()
 

@@ -69,6 +69,14 @@ def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:
     assert load_config([*sweep.base, tmp_path / "best.toml"]) == config
 
 
+def test_the_best_can_be_read_whatever_the_goal_says(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, ("The best rate.", r"The \u0007 best\n</script> \u007F rate # \u00e9."))
+    found = {"optim.dense_rate": "0.002"}
+    outcome = Outcome(3, "complete", 0.25, found, 7, 90.0, "")
+    text = best_toml(sweep, sweep_results(sweep, "recall@100", [outcome], {}), found)
+    assert tomllib.loads(text)["optim"] == {"dense_rate": 0.002}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -94,6 +102,7 @@ def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:
         ('"model.hidden"', '"trainer.metric"', "must be none of what trials are judged by and on (trainer.metric)"),
         ('"model.hidden"', '"trainer"', "must be none of what trials are judged by and on (trainer.metric)"),
         ('"model.hidden"', '"dataset.split.kind"', "must be none of what trials are judged by and on (dataset.split)"),
+        ('"model.hidden"', '"runtime.threads"', "no key of the process in which all trials run (runtime.threads)"),
         ('"model.hidden"', '"trainer.steps"', "toml: keys.trainer.steps = 'trainer.steps': must be apart from"),
         ('"model.hidden"', '"balancing"', "keys.balancing = 'balancing': must be apart from 'balancing.every'"),
         ('output = "', 'output = "s3://bucket/', "must be a folder here"),
@@ -215,6 +224,23 @@ def test_a_trial_that_was_to_be_given_up_is_when_the_sweep_goes_on(tmp_path: Pat
     assert (stopped.outcomes()[1].state, stopped.outcomes()[1].seconds) == ("pruned", 5.0)
 
 
+def test_hyperband_stands_by_what_it_said_of_a_trial(tmp_path: Path) -> None:
+    """It marks the rung that a trial has come to, and would let it go on when asked again."""
+    sweep = sweep_of(tmp_path, pruning=HyperbandPruning(least=1, factor=2))
+    study = Study(sweep, journal(tmp_path), VALIDATIONS)
+    run_trials(study, lambda found: 0.5, most=6)
+    told = []
+    while study.next():
+        gone = any(study.report(step, 10, 0.01) for step in (2, 5, 8))
+        study = Study(sweep, journal(tmp_path), VALIDATIONS)  # the program was killed
+        again = study.next()
+        assert again is not None
+        told.append((gone, study.given_up))
+        study.end("failed")
+    assert (True, True) in told
+    assert all(before == after for before, after in told)
+
+
 @pytest.mark.parametrize(
     ("pruning", "given_up_at"),
     [
@@ -250,9 +276,11 @@ def test_what_a_killed_program_leaves_is_mended(tmp_path: Path) -> None:
     assert len(study.outcomes()) == 3
     run_trials(study)
     assert len(Study(sweep, file, VALIDATIONS).outcomes()) == 12
-    file.write_bytes(b"no json\n" + whole)
-    with pytest.raises(UserError, match=r"study.jsonl' is damaged .*: give the sweep another output"):
-        Study(sweep, file, VALIDATIONS)
+    strange = (b"no json", b"[]", b"5", b"{}", b'{"op_code": 99, "worker_id": "x"}')
+    for line in strange:  # what Optuna says of each is an exception of another type
+        file.write_bytes(line + b"\n" + whole)
+        with pytest.raises(UserError, match=r"study.jsonl' is damaged .*: give the sweep another output"):
+            Study(sweep, file, VALIDATIONS)
 
 
 def test_what_matters_is_told_once_there_is_something_to_say(tmp_path: Path) -> None:
@@ -308,7 +336,7 @@ def test_names_are_as_long_as_it_takes() -> None:
 def test_what_makes_trials_comparable_stays(tmp_path: Path) -> None:
     def go(*changes: tuple[str, str]) -> None:
         sweep = sweep_of(tmp_path, *changes)
-        begin(sweep, sweep.config({}))
+        begin(sweep, sweep.config({}), "digest")
 
     (tmp_path / "out").mkdir()
     go()

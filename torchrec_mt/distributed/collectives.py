@@ -94,19 +94,22 @@ def from_main(value: T | None) -> T:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Runs `function` on rank 0 and returns its result on every rank; what a user can mend fails on every rank."""
+    """Runs `function` on rank 0 and returns its result on every rank. What fails there fails on every rank: none waits
+    for an answer, or takes the next one for it.
+
+    Raises:
+        UserError: on the other ranks, of what a user can mend. RuntimeError: there, of anything else.
+    """
     result: T | None = None
-    failure: UserError | OSError | None = None
     if dist.get_rank() == 0:
         try:
             result = function()
-        except (UserError, OSError) as error:  # raised below, on every rank
-            failure = error
-    message = from_main(None if failure is None else str(failure))
+        except Exception as error:
+            from_main((isinstance(error, UserError | OSError), str(error) or type(error).__name__))
+            raise
+    failure: tuple[bool, str] | None = from_main(None)
     if failure is not None:
-        raise failure
-    if message is not None:
-        raise UserError(f"rank 0 failed: {message}")
+        raise (UserError if failure[0] else RuntimeError)(f"rank 0 failed: {failure[1]}")
     return from_main(result)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -10,6 +11,8 @@ from torchrec_mt.errors import UserError, first_line
 
 _OTHERS_FIRST = 0.5
 """Seconds. The lost rank breaks its connections before it says why; its message is the one to read first."""
+_TOGETHER = 60.0
+"""Seconds in which a mistake that all ranks make is made by all."""
 
 
 @contextmanager
@@ -32,6 +35,28 @@ def telling_lost_ranks() -> Iterator[None]:
             "the launcher's",
             exit_code=1,
         ) from None
+
+
+class Together:
+    """For ranks that pass over mistakes: all must have made it, or the others still wait for this one and would take
+    what it does next for what they wait for. Made on every rank."""
+
+    def __init__(self) -> None:
+        self._wait = timedelta(seconds=_TOGETHER)
+        self._group = None if dist.get_world_size() == 1 else dist.new_group(backend="gloo", timeout=self._wait)
+
+    def failed(self, error: Exception) -> None:
+        """Called by a rank that is about to pass over its mistake.
+
+        Raises:
+            UserError: exit code 1; it is the mistake of this rank alone.
+        """
+        if self._group is None:
+            return
+        try:
+            dist.monitored_barrier(self._group, self._wait)  # of rank 0; that of the others is the group's
+        except RuntimeError:
+            raise UserError(f"rank {dist.get_rank()} failed alone: {first_line(error)}", exit_code=1) from error
 
 
 def _is_loss(error: RuntimeError) -> bool:

@@ -100,6 +100,12 @@ def fewer_seeds(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "" if there == len(results["seeds"]) else f" ({there} of {len(results['seeds'])} seeds)"
 
 
+def fewer_tasks(results: Mapping[str, Any], gain: Mapping[str, Any]) -> str:
+    """Of how many tasks a method's mean gain is, where that is not all."""
+    there = gain["num_tasks"]
+    return "" if there == len(results["trained"]) else f" ({there} of {len(results['trained'])} tasks)"
+
+
 def _cell(found: Mapping[str, Any]) -> str:
     text, beside = with_spread(found), found.get("beside_reference")
     return text if beside is None else f"{text} {MARKS[outcome(beside)]}"
@@ -114,7 +120,7 @@ def with_spread(found: Mapping[str, Any]) -> str:
 def _gains(results: Mapping[str, Any]) -> list[Section]:
     rows = []
     for name, gain in results["gain"].items():
-        rows.append([name, told_gain(gain["all"])])
+        rows.append([name + fewer_tasks(results, gain["all"]), told_gain(gain["all"])])
         rows += [[f"  {task}", told_gain(one)] for task, one in gain["tasks"].items()]
     title = f"gain over {results['reference']}, {metric_title(results['metrics'][0])}"
     return [(title, ["method (mean over tasks), task", "gain (95% interval)"], rows)] if rows else []
@@ -142,7 +148,7 @@ def _equal_time(results: Mapping[str, Any]) -> list[Section]:
     tasks = list(dict.fromkeys(task for one in found["methods"].values() for task in one["tasks"]))
     rows = [
         [
-            name,
+            name + fewer_seeds(results, one),
             f"{one['share']:.0%}",
             *(with_spread(one["tasks"][task]) if task in one["tasks"] else "-" for task in tasks),
             "" if name == results["reference"] else percent(one["gain"]),

@@ -9,7 +9,7 @@ from jinja2 import Environment
 from torchrec_mt.reporting import charts
 from torchrec_mt.reporting.charts import Mark
 from torchrec_mt.reporting.curves import key
-from torchrec_mt.reporting.grid import fewer_seeds, num_anchors
+from torchrec_mt.reporting.grid import fewer_seeds, fewer_tasks, num_anchors
 from torchrec_mt.reporting.grid_charts import over_seconds, over_steps, percent_tick, scatter
 from torchrec_mt.reporting.grid_verdicts import (
     EQUAL_TIME,
@@ -81,6 +81,7 @@ def _environment() -> Environment:
             "size": size,
             "count": "{:,.0f}".format,
             "outcome": outcome,
+            "fewer": lambda found, results: fewer_seeds(results, found),
         },
         {"shapes": charts.shapes, "key": key},
     )
@@ -146,7 +147,9 @@ def _gains(results: Results) -> dict[str, Any]:
     for name, gain in results["gain"].items():
         whole = gain["all"]
         mark = Mark(whole["gain"], whole["low"], whole["high"], _side(whole), f"{name} {told_gain(whole)}")
-        rows.append({"name": name, "all": whole, "tasks": gain["tasks"], "strip": charts.strip([mark], top, -top)})
+        strip = charts.strip([mark], top, -top)
+        more = fewer_tasks(results, whole)
+        rows.append({"name": name, "more": more, "all": whole, "tasks": gain["tasks"], "strip": strip})
     tasks = list(dict.fromkeys(task for gain in results["gain"].values() for task in gain["tasks"]))
     return {"rows": rows, "tasks": tasks, "axis": charts.axis(top, percent_tick, -top)}
 

@@ -139,7 +139,8 @@ def slice_title(label: str) -> str:
 def _over_all(results: Results, method: str) -> Iterator[str]:
     gain = results["gain"].get(method, {}).get("all")
     if gain and gain["gain"] is not None:
-        yield f"over {gain['num_tasks']} tasks: {_gained(results, gain)}, {told_gain(gain)}"
+        tasks = "1 task" if gain["num_tasks"] == 1 else f"{gain['num_tasks']} tasks"
+        yield f"over {tasks}: {_gained(results, gain)}, {told_gain(gain)}"
 
 
 def _gained(results: Results, gain: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ def compare_runs(
     Raises:
         UserError: the runs were not asked alike, or there is no such task or metric.
     """
-    _check_alike(first, second)
+    check_alike(first, second)
     tasks = _chosen("--task", tasks, first.tasks, second.tasks, first.tasks)
     metrics = _chosen("--metric", metrics, first.measures, second.measures, first.about["main_metrics"])
     return {
@@ -132,9 +132,9 @@ def compare_tasks(
     found: dict[tuple[str, str], Comparison] = {}
     results: dict[str, Any] = {}
     for task, (first, second) in judged.items():
-        _check_alike(first, second)
+        check_alike(first, second)
         one, other = first.read(task, metrics), second.read(task, metrics)
-        _check_anchors(first, second, task, one, other)
+        check_anchors(first, second, task, one, other)
         values = [{name: table[name].to_numpy() for name in metrics} for table in (one, other)]
         comparisons = compare(values[0], values[1], flips=flips_for(len(judged) * len(metrics)))
         found |= {(task, name): comparison for name, comparison in comparisons.items()}
@@ -148,7 +148,12 @@ def compare_tasks(
     return dict(without_nan(results))
 
 
-def _check_alike(first: Judgement, second: Judgement) -> None:
+def check_alike(first: Judgement, second: Judgement) -> None:
+    """Refuses to compare what was not judged on the same.
+
+    Raises:
+        UserError: names what differs.
+    """
     for key, what in _ALIKE.items():
         if first.about[key] != second.about[key]:
             remedy = "train and evaluate both on one dataset" if key == "dataset" else f"choose evaluate.{key} alike"
@@ -178,8 +183,11 @@ def _chosen(
     return chosen
 
 
-def _check_anchors(first: Judgement, second: Judgement, task: str, one: pa.Table, other: pa.Table) -> None:
+def check_anchors(first: Judgement, second: Judgement, task: str, one: pa.Table, other: pa.Table) -> None:
     """Refuses to pair anchors that are not the same.
+
+    Args:
+        one, other: `anchor` and `relevant` of each, by anchor.
 
     Raises:
         UserError: names the first anchor that differs.

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from torchrec_mt.config import RunConfig, load_as, load_config, open_dataset
 from torchrec_mt.errors import UserError, require
 from torchrec_mt.retrieval.metrics import parse_metric
+from torchrec_mt.storage import is_url
 
 _DECIDED = {"runtime.seed": "seeds", "evaluate.split": "split", "evaluate.metrics": "metrics"}
 """Keys of a config that a plan has keys of its own for."""
@@ -58,6 +59,7 @@ class Grid:
             require(0 <= seed < 2**32, "seeds", seed, "numbers from 0 to 4,294,967,295")
         require(self.question.strip(), "question", self.question, "a sentence")
         require(self.base, "base", self.base, "at least one config file")
+        require(not is_url(self.output), "output", self.output, "a folder here, not object storage")
         require(self.seeds and len(frozenset(self.seeds)) == len(self.seeds), "seeds", self.seeds, "different numbers")
         different = self.metrics and len(frozenset(self.metrics)) == len(self.metrics)
         require(different, "metrics", self.metrics, "different metrics, at least one")
@@ -124,7 +126,7 @@ def cells_of(grid: Grid, only: Sequence[str] = (), *, file: str = "the grid") ->
         only: methods; none means all. file: of the grid, as messages name it.
 
     Raises:
-        UserError: a config that is none, a method that the grid lacks.
+        UserError: a config that is none, a method that the grid lacks, methods that are not judged on the same.
     """
     for name in only:
         if name not in grid.methods:
@@ -144,6 +146,8 @@ def cells_of(grid: Grid, only: Sequence[str] = (), *, file: str = "the grid") ->
                 raise UserError(f"{file}, method '{name}': {error}") from None
             folder = Path(grid.output) / (method.twins_of or name) / f"seed-{seed}"
             cells.append(Cell(name, seed, method.twins_of, config, folder))
+    for cell in cells:
+        _check_alike(cells[0], cell)
     return cells
 
 
@@ -158,3 +162,26 @@ def check_datasets(cells: Sequence[Cell], *, file: str) -> None:
             open_dataset(cell.config)
         except UserError as error:
             raise UserError(f"{file}, method '{cell.method}': {error}") from None
+
+
+def _check_alike(first: Cell, cell: Cell) -> None:
+    """Refuses what would be ignored, or could not be compared after all runs are made."""
+    for (key, one), other in zip(_for_all(first.config).items(), _for_all(cell.config).values(), strict=True):
+        if one != other:
+            raise UserError(
+                f"method '{cell.method}': {key} = {other!r}, but that of '{first.method}' is {one!r}: all methods run "
+                "in one job and are judged on the same; set it for all"
+            )
+    folder = cell.config.checkpoint.folder
+    if folder:
+        raise UserError(f"checkpoint.folder = {folder!r}: all runs would write there; leave it out")
+
+
+def _for_all(config: RunConfig) -> dict[str, object]:
+    """What may not vary, by key."""
+    runtime = {f"runtime.{key}": value for key, value in asdict(config.runtime).items() if key != "seed"}
+    return {
+        "dataset.path": config.dataset.path,
+        "evaluate.max_anchors": config.evaluate.max_anchors,
+        **runtime,
+    }

@@ -15,6 +15,7 @@ from multiprocessing.synchronize import Event
 
 import torch
 
+from torchrec_mt.distributed.lost import Together
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError
 from torchrec_mt.holding import held_if_free
@@ -157,10 +158,10 @@ def _run(cell: Cell, jobs: int) -> Done | None:
     threads = cell.config.runtime.threads or max(1, (os.cpu_count() or 1) // jobs)
 
     def tell(line: str) -> None:
-        progress_console().print(f"{cell.name}: {line.strip()}", highlight=False, soft_wrap=True)
+        progress_console().print(f"{cell.name}: {line.strip()}", highlight=False, markup=False, soft_wrap=True)
 
     with ExitStack() as stack:
         if not stack.enter_context(held_if_free(lock_of(cell))):
             return None
         here = stack.enter_context(runtime(replace(cell.config.runtime, threads=threads)))
-        return run_cell(cell, here, show=False, tell=tell, asked=_asked[0].is_set)
+        return run_cell(cell, here, Together(), show=False, tell=tell, asked=_asked[0].is_set)

@@ -115,21 +115,31 @@ def equal_time(logs: Logs, metric: str, reference: str) -> dict[str, Any]:
         metric: of all validations.
 
     Returns:
-        The time in seconds, the metric, and by method: the share of its steps, and by task mean and standard deviation
-        over seeds, the mean with all steps (`whole`), and the mean over tasks of the relative difference to the
-        reference (`gain`).
+        The time in seconds, the metric, and by method: the share of its steps, its number of seeds, and by task mean
+        and standard deviation over seeds, the mean with all steps (`whole`), and the mean over tasks of the relative
+        difference to the reference on the seeds of both (`gain`).
     """
     seconds = {
         name: statistics.fmean(sum(run.seconds for run in runs) for runs in seeds.values())
         for name, seeds in logs.items()
     }
     budget = min(seconds.values())
+
+    def reached(name: str, *others: str) -> dict[str, dict[str, float | None]]:
+        """On the seeds that the others have too."""
+        share = min(1.0, budget / seconds[name] * (1 + TOLERANCE))
+        seeds = {seed: runs for seed, runs in logs[name].items() if all(seed in logs[other] for other in others)}
+        return _reached(seeds, metric, share)
+
     found = {}
     for name, seeds in logs.items():
-        share = min(1.0, budget / seconds[name] * (1 + TOLERANCE))
-        found[name] = {"share": min(1.0, budget / seconds[name]), "tasks": _reached(seeds, metric, share)}
-    for name, told in found.items():
-        told["gain"] = None if name == reference or reference not in found else _gain(told, found[reference])
+        compared = name != reference and reference in logs
+        found[name] = {
+            "share": min(1.0, budget / seconds[name]),
+            "num_seeds": len(seeds),
+            "tasks": reached(name),
+            "gain": _gain(reached(name, reference), reached(reference, name)) if compared else None,
+        }
     return {"seconds": budget, "metric": metric, "methods": found}
 
 
@@ -152,10 +162,10 @@ def _reached(seeds: Mapping[int, Sequence[RunLog]], metric: str, share: float) -
 
 
 def _gain(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | None:
-    """Mean over tasks of the relative difference; None where a task has no value in time."""
+    """Mean over tasks of the relative difference; None where a task has no value in time, or they share no seed."""
     gains = []
-    for task, one in theirs["tasks"].items():
-        mine = ours["tasks"].get(task, {}).get("mean")
+    for task, one in theirs.items():
+        mine = ours.get(task, {}).get("mean")
         if mine is None or not one["mean"]:
             return None
         gains.append(mine / one["mean"] - 1)

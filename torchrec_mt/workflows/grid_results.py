@@ -80,7 +80,8 @@ def _machines(done: Sequence[Done]) -> dict[str, list[str]]:
         for file in one.records:
             told = json.loads((file.parent.parent / "environment.json").read_text())
             versions = ", ".join(f"{name} {told['versions'][name]}" for name in ("torch", "torchrec"))
-            methods = found.setdefault(f"{told['platform']}, {told['cores']} cores, {versions}", [])
+            parts = [told["platform"], f"{told['cores']} cores", told.get("accelerator"), versions]
+            methods = found.setdefault(", ".join(filter(None, parts)), [])
             methods += [one.cell.method] if one.cell.method not in methods else []
     return found
 

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from torchrec_mt.retrieval.comparison import Judgement, check_alike, check_anchors
 from torchrec_mt.retrieval.results import MODEL
 from torchrec_mt.workflows.grid import Done
 
 SLICES = ("target_training", "anchor_popularity")
 Columns = dict[str, np.ndarray]
+First = dict[str, tuple[Judgement, pa.Table]]
+"""By task what all others are held to: a judgement, with its anchors."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,15 @@ class GridValues:
 
     @classmethod
     def read(cls, done: Sequence[Done], metrics: Sequence[str]) -> "GridValues":
-        """Reads `anchors.parquet` of every cell."""
-        cells = {(one.cell.method, one.cell.seed): _read(one.records, metrics) for one in done if not one.failure}
+        """Reads `anchors.parquet` of every cell.
+
+        Raises:
+            UserError: two were not judged on the same anchors of the same dataset.
+        """
+        first: First = {}
+        cells = {
+            (one.cell.method, one.cell.seed): _read(one.records, metrics, first) for one in done if not one.failure
+        }
         return cls(tuple(metrics), cells)
 
     @property
@@ -53,13 +64,18 @@ class GridValues:
         return {name: np.mean([one[name].astype(float) for one in each], axis=0) for name in self.metrics}
 
 
-def _read(records: Sequence[Path], metrics: Sequence[str]) -> dict[str, Columns]:
+def _read(records: Sequence[Path], metrics: Sequence[str], first: First) -> dict[str, Columns]:
     found = {}
     for file in records:
+        judgement = Judgement.open(str(file.parent.parent), file)
         names = pq.read_schema(file).names
-        columns = ["task", "anchor", *metrics, *(name for name in SLICES if name in names)]
+        columns = ["task", "anchor", "relevant", *metrics, *(name for name in SLICES if name in names)]
         table = pq.read_table(file, columns=columns, filters=[("system", "=", MODEL)])
-        for task in table["task"].unique().to_pylist():
+        for task in judgement.tasks:
             rows = table.filter(pq.filters_to_expression([("task", "=", task)])).sort_by("anchor")
-            found[task] = {name: rows[name].to_numpy(zero_copy_only=False) for name in columns if name != "task"}
+            known, anchors = first.setdefault(task, (judgement, rows.select(["anchor", "relevant"])))
+            check_alike(known, judgement)
+            check_anchors(known, judgement, task, anchors, rows)
+            kept = [name for name in columns if name not in ("task", "relevant")]
+            found[task] = {name: rows[name].to_numpy(zero_copy_only=False) for name in kept}
     return found

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from torchrec_mt.config import RunConfig, changed_keys, check_config, config_to_json, open_dataset
 from torchrec_mt.data.preparation import check_schema
-from torchrec_mt.distributed.collectives import barrier, on_main
+from torchrec_mt.distributed.collectives import on_main
+from torchrec_mt.distributed.lost import Together
 from torchrec_mt.distributed.runtime import Runtime
-from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.errors import CannotWriteError, UserError, first_line
 from torchrec_mt.holding import Hold
 from torchrec_mt.runs import read_object, write_atomic
 from torchrec_mt.training.early_stop import check_metric
@@ -44,14 +45,17 @@ def run_sweep(
 
     Raises:
         AskedToEndError: it was; the trial goes on with the next call.
-        UserError: nothing to train or to validate on; another sweep is there, or this one runs already.
+        UserError: nothing to train or to validate on; another sweep is there, or this one runs already; exit code 1: a
+            trial failed on this rank alone. CannotWriteError: no room for checkpoints.
     """
     base, folder, began = sweep.config({}), Path(sweep.output), time.monotonic()
     check_schema(base.dataset)
-    check_metric(base.trainer.metric, validated_tasks(*open_dataset(base)))
+    dataset, schema = open_dataset(base)
+    check_metric(base.trainer.metric, validated_tasks(dataset, schema))
     on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with _held(folder):
-        on_main(lambda: begin(sweep, base))
+        on_main(lambda: begin(sweep, base, dataset.manifest.digest))
+        together = Together()
         study = _Shared(lambda: Study(sweep, folder / JOURNAL, base.trainer.validations))
         while not on_main(lambda: _is_late(sweep, began)):
             found = study.ask(Study.next)
@@ -60,7 +64,7 @@ def run_sweep(
             number, values = found
             drawn = ", ".join(f"{key} = {text}" for key, text in values.items())
             tell(f"[{number + 1}/{sweep.trials}] {drawn}")
-            why = _run(sweep, number, values, study, here, show, asked)
+            why = _run(sweep, number, values, study, here, together, show, asked)
             if why:
                 tell(f"  {why}")
 
@@ -75,14 +79,17 @@ def run_sweep(
         return study.ask(write)
 
 
-def begin(sweep: Sweep, base: RunConfig) -> None:
+def begin(sweep: Sweep, base: RunConfig, digest: str) -> None:
     """Writes the sweep's plan down, or checks that the one that has begun is the same; it may become longer.
+
+    Args:
+        digest: of the dataset.
 
     Raises:
         UserError: what makes trials comparable has changed since the first one.
     """
     file = Path(sweep.output) / PLAN
-    plan = json.loads(to_json(sweep.to_json())) | {"config": json.loads(config_to_json(base))}
+    plan = json.loads(to_json(sweep.to_json())) | {"config": json.loads(config_to_json(base)), "digest": digest}
     if file.is_file():
         begun = read_object(file)
         changed = [key for key in _FIXED if begun.get(key) != plan[key]]
@@ -92,6 +99,11 @@ def begin(sweep: Sweep, base: RunConfig) -> None:
             raise UserError(
                 f"'{file}' is of another sweep ({', '.join(changed[:3])} differ): only goal, trials and "
                 "timeout_minutes may change once trials are made; give another output"
+            )
+        if begun.get("digest", digest) != digest:
+            raise UserError(
+                f"'{file}': '{base.dataset.path}' has been prepared anew since (digest {begun['digest']}, now "
+                f"{digest}): trials on the one cannot be compared with trials on the other; give another output"
             )
     write_atomic(file, to_json(plan) + "\n")
 
@@ -118,6 +130,7 @@ def _run(
     values: dict[str, str],
     study: _Shared,
     here: Runtime,
+    together: Together,
     show: bool,
     asked: Callable[[], bool],
 ) -> str:
@@ -132,10 +145,12 @@ def _run(
             outcome = train_here(
                 config, place, here, resume=kept, overwrite=not kept, show=show, asked=asked, give_up=study.report
             )
+    except CannotWriteError:
+        raise  # the trial goes on with the next call
     except (UserError, ValueError, RuntimeError, FloatingPointError) as error:
         # A model that diverges, values that do not go together: a result of its own.
+        together.failed(error)
         failure = first_line(error)
-    barrier()  # fails where a rank was lost, which is not the trial's fault
     seconds = time.monotonic() - began
     study.ask(lambda known: known.took(seconds))
     if outcome.get("interrupted"):

@@ -17,6 +17,8 @@ JUDGING = (
     *(f"dataset.{key}" for key in ("name", "path", "source", "split")),
 )
 """Keys that say how and on what a trial is judged: trials that differ in them cannot be compared."""
+JOB = ("runtime.device", "runtime.threads", "runtime.timeout_minutes")
+"""Keys of the process in which all trials run."""
 _TRIES = 32
 """Draws of all other keys among which there must be one with which a value makes a config, if it does not alone."""
 
@@ -166,6 +168,8 @@ class Sweep:
         for key in self.keys:
             judging = next((one for one in JUDGING if _holds(one, key) or _holds(key, one)), None)
             require(judging is None, f"keys.{key}", key, f"none of what trials are judged by and on ({judging})")
+            joined = next((one for one in JOB if _holds(key, one)), None)
+            require(joined is None, f"keys.{key}", key, f"no key of the process in which all trials run ({joined})")
             for other in [*given, *(other for other in self.keys if other != key)]:
                 require(
                     not _holds(key, other), f"keys.{key}", key, f"apart from '{other}', which is in it: leave out one"

@@ -77,6 +77,7 @@ def best_toml(sweep: Sweep, results: Mapping[str, Any], found: Mapping[str, str]
         *textwrap.wrap(f"It was {results['note']}:", 116),
         f"  torchrec-mt evaluate {best['run']}",
     ]
+    comments = ["".join(char if char.isprintable() else " " for char in line) for line in comments]  # as TOML has it
     return "\n".join([*(f"# {line}" for line in comments), *toml_lines(sweep.overlay(found))]) + "\n"
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # importing it takes a second
     from optuna.samplers import TPESampler
 
 _NAME = "sweep"
+_GIVEN_UP = "given_up"
 _ENOUGH = 10
 """Finished trials from which on there is anything to say of what matters."""
 
@@ -95,7 +96,7 @@ class Study:
                 pruner=_pruner(sweep.pruning, validations),
                 load_if_exists=True,
             )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AssertionError) as error:  # Optuna checks no line of it
             raise UserError(f"'{file}' is damaged ({error}): give the sweep another output") from None
 
     def next(self) -> tuple[int, dict[str, str]] | None:
@@ -118,7 +119,7 @@ class Study:
             self._trial = optuna.Trial(self._study, trial_id)
         else:
             self._trial = self._study.ask()
-        self.given_up = bool(self._reported()) and self.trial.should_prune()
+        self.given_up = self._was_given_up()
         return number, {key: _suggest(self._trial, key, choice) for key, choice in self._sweep.keys.items()}
 
     @property
@@ -134,6 +135,8 @@ class Study:
         if number not in self._reported():
             self.trial.report(value, number)
         self.given_up = self.trial.should_prune()
+        if self.given_up:
+            self.trial.set_user_attr(_GIVEN_UP, True)
         return self.given_up
 
     def end(self, state: str, *, value: float | None = None, why: str = "", steps: int | None = None) -> None:
@@ -163,6 +166,11 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that all are alike, which the numbers say
             return get_param_importances(self._study)
+
+    def _was_given_up(self) -> bool:
+        """What was said of the trial when the sweep was stopped; asked again, Hyperband lets it go on."""
+        told: bool = self.trial.user_attrs.get(_GIVEN_UP, False)
+        return told or (bool(self._reported()) and self.trial.should_prune())
 
     def _reported(self) -> dict[int, float]:
         trials = self._study.get_trials(deepcopy=False)

@@ -104,12 +104,30 @@ def kept_run(place: str, config: RunConfig, *, but: Sequence[str]) -> RunFolder 
     Args:
         but: keys that may differ.
     """
+    run = _begun(place, config)
+    return None if run is None or _changed(run, config, but) else run
+
+
+def changed_since(place: str, config: RunConfig, *, but: Sequence[str]) -> list[str]:
+    """Keys at which the run at a place, where there is one to go on with, was made with other values.
+
+    Args:
+        but: keys that may differ.
+    """
+    run = _begun(place, config)
+    return [] if run is None else _changed(run, config, but)
+
+
+def _begun(place: str, config: RunConfig) -> RunFolder | None:
+    """The run at a place; None where it has no checkpoint."""
     folder = Output(place, mark=MARK, parts=PARTS).folder()
     run = RunFolder(folder, url=place if is_url(place) else "")
-    if not (folder / MARK).is_file() or not has_checkpoint(config.checkpoint, run):
-        return None
-    settled = json.loads(config_to_json(check_config(run.config_json(), where=place)))
-    return None if changed_keys(settled, config, but=but) else run
+    return run if (folder / MARK).is_file() and has_checkpoint(config.checkpoint, run) else None
+
+
+def _changed(run: RunFolder, config: RunConfig, but: Sequence[str]) -> list[str]:
+    settled = json.loads(config_to_json(check_config(run.config_json(), where=run.where)))
+    return changed_keys(settled, config, but=but)
 
 
 def _earlier(path: str) -> Earlier:

@@ -29,6 +29,16 @@ SETTABLE = (
 )
 """What may differ between a run and its twins: it makes no other model, but for the order of sums."""
 
+Judge = Callable[[RunFolder, RunConfig, Runtime], Path]
+
+
+def _judge(run: RunFolder, config: RunConfig, here: Runtime) -> Path:
+    """Judges a run's best model; returns where the anchors' values are. Called on every rank."""
+    path = run.evaluation_path.with_name(config.evaluate.file_name(BEST))
+    evaluate_here(run, config, here, path=path)
+    on_main(lambda: push_back(run.where, run.path, parts=["evaluation"]))
+    return records_path(path)
+
 
 def compare_with_twins(
     run: RunFolder,
@@ -39,12 +49,13 @@ def compare_with_twins(
     show: bool = True,
     tell: Callable[[str], None] = lambda line: None,
     asked: Callable[[], bool] = lambda: False,
+    judge: Judge = _judge,
 ) -> dict[str, Any]:
     """Trains the twins that are not there yet, judges run and twins alike, and compares them. Called on every rank.
 
     Args:
         config: of the run. show: the progress of trainings and judgements. tell: takes lines about what is done.
-        asked: whether this rank was asked to end.
+        asked: whether this rank was asked to end. judge: judges a run, on all ranks; returns its `anchors.parquet`.
 
     Returns:
         What `RUN/twins/comparison.json` says; or, where a training was asked to end, its outcome and `twin`, its task.
@@ -59,8 +70,8 @@ def compare_with_twins(
         if outcome["interrupted"]:
             return {"twin": twin.task, **outcome}
     tell("judging the run and its twins")
-    unified = _judge(run, replace(config, evaluate=twins[0].config.evaluate), here)
-    others = [_judge(RunFolder.open(twin.place), twin.config, here) for twin in twins]
+    unified = judge(run, replace(config, evaluate=twins[0].config.evaluate), here)
+    others = [judge(RunFolder.open(twin.place), twin.config, here) for twin in twins]
     return on_main(lambda: _compare(run, unified, twins, others))
 
 
@@ -96,14 +107,6 @@ def _train(
     if "nothing_left" in outcome:
         tell(f"twin of {twin.task}: trained before, kept")
     return outcome
-
-
-def _judge(run: RunFolder, config: RunConfig, here: Runtime) -> Path:
-    """Judges a run's best model; returns where the anchors' values are. Called on every rank."""
-    path = run.evaluation_path.with_name(config.evaluate.file_name(BEST))
-    evaluate_here(run, config, here, path=path)
-    on_main(lambda: push_back(run.where, run.path, parts=["evaluation"]))
-    return records_path(path)
 
 
 def _compare(run: RunFolder, unified: Path, twins: Sequence[Twin], others: Sequence[Path]) -> dict[str, Any]:

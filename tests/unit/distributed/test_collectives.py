@@ -71,6 +71,34 @@ def test_two_ranks() -> None:
     assert second["failure"] == "rank 0 failed: no room"
 
 
+def passed_over() -> list[str]:
+    """What a rank hears that goes on after mistakes of rank 0."""
+    heard = []
+    for mistake in (ValueError("of the main rank"), KeyError("gone"), None):
+
+        def answer(mistake: Exception | None = mistake) -> str:
+            if mistake is not None:
+                raise mistake
+            return "all is well"
+
+        try:
+            heard.append(on_main(answer))
+        except (ValueError, KeyError, RuntimeError) as error:
+            heard.append(f"{type(error).__name__}: {error}")
+    return heard
+
+
+def test_what_fails_on_the_main_rank_fails_on_all() -> None:
+    """Whatever it is, ranks stay in step: the next answer is that of the next question."""
+    first, second = run_on_ranks(2, passed_over)
+    assert first == ["ValueError: of the main rank", "KeyError: 'gone'", "all is well"]
+    assert second == [
+        "RuntimeError: rank 0 failed: of the main rank",
+        "RuntimeError: rank 0 failed: 'gone'",
+        "all is well",
+    ]
+
+
 def test_a_rank_that_raises_fails_the_test_helper() -> None:
     with pytest.raises(Exception, match="no such thing"):
         run_on_ranks(1, raising)

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.distributed.checkpoint.utils import find_tensor_shard
 from torch.futures import Future
 
-from torchrec_mt.errors import UserError, first_line
+from torchrec_mt.errors import CannotWriteError, first_line
 from torchrec_mt.training.checkpoints.commit import Commit, FileRecord, data_file, state_file, tensors_file
 from torchrec_mt.training.checkpoints.files import Bytes, Files
 from torchrec_mt.training.checkpoints.index import Index, Stored, Written
@@ -158,7 +158,7 @@ class Writer(StorageWriter):
         """Rank 0: writes what is left, makes the checkpoint count, and removes those that are not to be kept.
 
         Raises:
-            UserError: a rank's file is not to be seen here, no room, or an old checkpoint cannot be removed.
+            CannotWriteError: a rank's file is not to be seen here, no room, or an old checkpoint cannot be removed.
         """
         with self._told():
             self._commit(metadata, results)
@@ -194,7 +194,7 @@ class Writer(StorageWriter):
         for name, record in records.items():
             path = f"{self._folder}/{name}"
             if not self._files.exists(path) or self._files.size(path) != record.size:
-                raise UserError(
+                raise CannotWriteError(
                     f"rank 0 does not see '{self._files.where(path)}', which another rank wrote: name a folder "
                     "for checkpoints that all machines share"
                 )
@@ -203,7 +203,7 @@ class Writer(StorageWriter):
         try:
             self._shelf.prune()
         except OSError as error:
-            raise UserError(
+            raise CannotWriteError(
                 f"the checkpoint of step {self._step} is written, but an older one under '{self._files.where()}' "
                 f"cannot be removed ({error}): remove it by hand, or give this program the right to"
             ) from None
@@ -218,7 +218,7 @@ class Writer(StorageWriter):
             room = "" if free is None else f"; {free:,} bytes are free there"
             missing = isinstance(error, FileNotFoundError)  # rank 0 has made the folder
             remedy = "name a folder that all machines share" if missing else "free some space or write elsewhere"
-            raise UserError(
+            raise CannotWriteError(
                 f"the checkpoint of step {self._step} cannot be written under '{self._files.where()}': rank "
                 f"{self._rank} says {first_line(error)}{room}: {remedy}; earlier checkpoints are as they were"
             ) from None

@@ -115,14 +115,16 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if not done:
         return 0  # the main rank speaks
     results = grid_results(grid, done)
-    write_atomic(output / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    write_atomic(output / "results.md", grid_markdown(results))
-    write_atomic(output / "results.html", grid_page(results))
+    if not arguments.only:  # what is told of all methods stays
+        write_atomic(output / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        write_atomic(output / "results.md", grid_markdown(results))
+        write_atomic(output / "results.html", grid_page(results))
     if arguments.json:
         print(json.dumps(results, allow_nan=False))
-    else:
-        console().print(grid_tables(results))
-        console().print(f"experiment: {output}   page: {output / 'results.html'}", markup=False, soft_wrap=True)
+        return 1 if results["failed"] else 0
+    console().print(grid_tables(results))
+    page = f"page: {output / 'results.html'}" if not arguments.only else "for its page call without --only"
+    console().print(f"experiment: {output}   {page}", soft_wrap=True)
     return 1 if results["failed"] else 0
 
 

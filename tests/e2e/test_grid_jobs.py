@@ -80,6 +80,7 @@ def test_one_that_is_asked_to_end_goes_on(root: Path, tmp_path: Path, ended_by: 
     said = program.communicate(timeout=120)[1]
     assert program.returncode == (130 if ended_by == signal.SIGINT else 0), said
     assert ("interrupted" if ended_by == signal.SIGINT else "asked to end; to go on from") in said
+    assert ("once more, and it ends at once" in said) == (ended_by == signal.SIGINT)
     assert "Traceback" not in said
     assert list((tmp_path / "out/unified/seed-0/checkpoints").iterdir()), "nothing is lost"
     assert not list((tmp_path / "out" / LOCKS).iterdir())

@@ -16,6 +16,7 @@ from torchrec_mt.compare import main
 from torchrec_mt.errors import UserError
 from torchrec_mt.reporting.grid import grid_markdown, verdicts
 from torchrec_mt.reporting.grid_page import grid_page
+from torchrec_mt.reporting.grid_verdicts import with_seeds
 from torchrec_mt.retrieval.records import ABOUT
 from torchrec_mt.retrieval.uncertainty import holm
 from torchrec_mt.workflows.grid import begin
@@ -138,9 +139,10 @@ def test_what_an_experiment_would_ignore_is_refused(tmp_path: Path, more: list[s
         main([written(tmp_path), *more])
 
 
-def test_runs_have_no_methods() -> None:
-    with pytest.raises(UserError, match=r"'runs/a' is no experiment \(GRID.toml\): leave out --only"):
-        main(["runs/a", "runs/b", "--only", "wide"])
+@pytest.mark.parametrize("more", [["--only", "wide"], ["--jobs", "2"]])
+def test_runs_have_no_methods(more: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"'runs/a' is no experiment \(GRID.toml\): leave out {more[0]}"):
+        main(["runs/a", "runs/b", *more])
 
 
 def test_an_experiment_without_its_dataset_is_not_begun(tmp_path: Path) -> None:
@@ -153,21 +155,6 @@ def test_an_experiment_without_its_dataset_is_not_begun(tmp_path: Path) -> None:
 def test_one_run_alone_is_compared_with_nothing() -> None:
     with pytest.raises(UserError, match="compare 'runs/a' with what"):
         main(["runs/a"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["GRID", "runs/b"], "its file says what is compared: leave out RUN_B"),
-        (["GRID", "--task", "search"], "leave out --task"),
-        (["GRID", "--metric", "recall@10"], "leave out --metric"),
-        (["runs/a", "runs/b", "--only", "wide"], "is no experiment .*: leave out --only"),
-    ],
-)
-def test_no_argument_is_ignored(tmp_path: Path, arguments: list[str], said: str) -> None:
-    grid = written(tmp_path)
-    with pytest.raises(UserError, match=said):
-        main([grid if one == "GRID" else one for one in arguments])
 
 
 def test_what_is_fixed_stays_fixed(tmp_path: Path) -> None:
@@ -386,3 +373,17 @@ def test_what_decides_is_corrected_by_itself(results: dict[str, Any]) -> None:
     wanted = holm([found[task]["p_value"] for task in ("search", "similar")])
     assert [found[task]["p_holm"] for task in ("search", "similar")] == wanted
     assert found["search_by_words"]["p_holm"] == found["search_by_words"]["p_value"]
+
+
+def test_with_how_many_seeds_a_difference_has_its_sign(results: dict[str, Any]) -> None:
+    for methods in results["tasks"].values():
+        for name in methods.keys() - {results["reference"]}:
+            ours, theirs = (methods[one]["metrics"]["recall@100"] for one in (name, results["reference"]))
+            beside = ours["beside_reference"]
+            more = [ours["by_seed"][seed] - theirs["by_seed"][seed] for seed in ours["by_seed"]]
+            assert beside["seeds"] == len(more) == 2
+            assert beside["seeds_alike"] == sum(one * beside["difference"] > 0 for one in more)
+    beside = {"difference": 0.1, "p_holm": 0.01, "seeds": 3, "seeds_alike": 2}
+    assert with_seeds(beside) == ", with 2 of 3 seeds"
+    assert with_seeds(beside | {"seeds_alike": 3}) == ", with every seed"
+    assert with_seeds(beside | {"p_holm": 0.2}) == with_seeds(beside | {"seeds": 1, "seeds_alike": 1}) == ""

@@ -60,6 +60,14 @@ def told_difference(found: Mapping[str, Any], places: int) -> str:
     return f"{signed(found['difference'], places)} ({signed(found['low'])} to {signed(found['high'])})"
 
 
+def with_seeds(beside: Mapping[str, Any]) -> str:
+    """With how many seeds a difference that can be told has this sign; nothing of a single seed."""
+    if outcome(beside) == "alike" or beside["seeds"] == 1:
+        return ""
+    all_alike = beside["seeds_alike"] == beside["seeds"]
+    return ", with every seed" if all_alike else f", with {beside['seeds_alike']} of {beside['seeds']} seeds"
+
+
 def headline(results: Results) -> str:
     """The answer in a sentence or two."""
     metric, reference = results["metrics"][0], results["reference"]
@@ -87,7 +95,7 @@ def sentences(results: Results, method: str) -> Iterator[str]:
     """How a method stands to the reference over all tasks, and on each by the first metric."""
     yield from _over_all(results, method)
     for task, beside in besides(results, method, results["metrics"][0]).items():
-        yield f"{task}: {WORDS[outcome(beside)]}, {told_difference(beside, 4)}"
+        yield f"{task}: {WORDS[outcome(beside)]}, {told_difference(beside, 4)}{with_seeds(beside)}"
 
 
 def briefly(results: Results, method: str) -> Iterator[str]:
@@ -96,7 +104,7 @@ def briefly(results: Results, method: str) -> Iterator[str]:
     found = besides(results, method, results["metrics"][0])
     for task, beside in found.items():
         if outcome(beside) != "alike":
-            yield f"{task}: {WORDS[outcome(beside)]}, {told_difference(beside, 4)}"
+            yield f"{task}: {WORDS[outcome(beside)]}, {told_difference(beside, 4)}{with_seeds(beside)}"
     alike = [task for task, beside in found.items() if outcome(beside) == "alike"]
     if alike:
         yield f"no difference: {', '.join(alike)}"

@@ -64,9 +64,12 @@ def run_in_jobs(
             "perhaps with fewer --jobs",
             exit_code=1,
         ) from None
+    except KeyboardInterrupt:
+        tell("ends after a checkpoint of each job; once more, and it ends at once")
+        raise
     finally:
         stop.set()
-        _end(pool, tell)
+        _end(pool)
 
 
 class _Queue:
@@ -87,8 +90,8 @@ class _Queue:
                 self._stop()
             self._fill()
             held = [self._take(future) for future in wait(self._running, _LOOK_S, FIRST_COMPLETED).done]
-            if held and all(held) and not self._running:
-                time.sleep(_LOOK_S)  # other programs have all that is left
+            if any(held):
+                time.sleep(_LOOK_S)  # before it is asked again whether other programs still have them
         return [self._done[cell.name] for cell in self._cells]
 
     def _fill(self) -> None:
@@ -125,7 +128,7 @@ def _devices(jobs: int) -> list[str]:
     return [seen[job % count] if count else "" for job in range(jobs)]
 
 
-def _end(pool: ProcessPoolExecutor, tell: Callable[[str], None]) -> None:
+def _end(pool: ProcessPoolExecutor) -> None:
     """Waits for the jobs' ends; Ctrl-C while it does ends them at once."""
     try:
         pool.shutdown(cancel_futures=True)

@@ -159,7 +159,13 @@ def _compare(grid: Grid, values: GridValues, found: Mapping[str, Any], trained: 
         corrected = holm([compared[key].p_value for key in keys])
         for (task, name, metric), p_holm in zip(keys, corrected, strict=True):
             comparison = comparison_json(compared[task, name, metric], p_holm)
-            found[task][name]["metrics"][metric]["beside_reference"] = comparison | {"decides": family}
+            ours, theirs = (found[task][one]["metrics"][metric]["by_seed"] for one in (name, grid.reference))
+            more = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+            found[task][name]["metrics"][metric]["beside_reference"] = comparison | {
+                "decides": family,
+                "seeds": len(more),
+                "seeds_alike": sum(bool(np.sign(one) == np.sign(comparison["difference"])) for one in more),
+            }
 
 
 def _both(values: GridValues, task: str, *methods: str) -> list[dict[str, np.ndarray]]:

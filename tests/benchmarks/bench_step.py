@@ -36,6 +36,7 @@ from torchrec_mt.training.optim import OptimConfig, Optimizers
 from torchrec_mt.training.trainer import Keep, Trainer, TrainerConfig
 
 SIZES = (1024, 4096, 16384)
+_LOG_EVERY = TrainerConfig().log_every
 ROUNDS, PAIRS_PER_ROUND, WARMUP = 5, 65_536, 3
 
 
@@ -115,7 +116,8 @@ class Ours:
         self._number = 0
 
     def step(self) -> None:
-        self.trainer.steps.step(self._batches, self._number)
+        logs = self._number % _LOG_EVERY == 0  # as the trainer: a step that logs looks at the tasks' gradients, too
+        self.trainer.steps.step(self._batches, self._number, logs=logs)
         self._number += 1
 
     def close(self) -> None:

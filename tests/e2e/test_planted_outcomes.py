@@ -17,7 +17,7 @@ MARGIN = 0.02
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def outcome(root: Path, name: str, *only: str) -> dict[str, Any]:
+def outcome(capsys: pytest.CaptureFixture[str], root: Path, name: str, *only: str) -> dict[str, Any]:
     """A shipped experiment run as it stands, but for where its files lie: its results."""
     file = Path(f"launch/grids/{name}.toml")
     grid, data = load_grid(str(file)), root / name / "data"
@@ -29,8 +29,9 @@ def outcome(root: Path, name: str, *only: str) -> dict[str, Any]:
     )
     (root / f"{name}.toml").write_text("\n".join(lines) + "\n")
     chosen = [part for method in only for part in ("--only", method)]
+    capsys.readouterr()
     assert main([str(root / f"{name}.toml"), "--json", *chosen]) == 0
-    return json.loads((root / name / "results.json").read_text())
+    return json.loads(capsys.readouterr().out)
 
 
 def beside_twins(results: dict[str, Any], method: str) -> dict[str, dict[str, float]]:
@@ -40,20 +41,24 @@ def beside_twins(results: dict[str, Any], method: str) -> dict[str, dict[str, fl
     }
 
 
-def test_tasks_that_want_the_same_learn_from_each_other(tmp_path: Path) -> None:
-    for task, found in beside_twins(outcome(tmp_path, "planted_synergy"), "unified").items():
+def test_tasks_that_want_the_same_learn_from_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task, found in beside_twins(outcome(capsys, tmp_path, "planted_synergy"), "unified").items():
         assert found["p_holm"] < 0.05, task
         assert found["low"] > 0.1, task
 
 
-def test_unrelated_tasks_lose_nothing_in_a_table_wide_enough_for_both(tmp_path: Path) -> None:
-    for task, found in beside_twins(outcome(tmp_path, "planted_unrelated"), "unified").items():
+def test_unrelated_tasks_lose_nothing_in_a_table_wide_enough_for_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, found in beside_twins(outcome(capsys, tmp_path, "planted_unrelated"), "unified").items():
         assert found["low"] > -MARGIN, task
 
 
-def test_in_a_table_too_narrow_for_both_room_helps_and_weights_do_not(tmp_path: Path) -> None:
+def test_in_a_table_too_narrow_for_both_room_helps_and_weights_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = outcome(
-        tmp_path, "planted_conflict", "unified", "twins", "pcgrad", "upgrad", "mgda", "single", "stem", "wide"
+        capsys, tmp_path, "planted_conflict", "unified", "twins", "pcgrad", "upgrad", "mgda", "single", "stem", "wide"
     )
     for task in results["tasks"]:
         found = {method: beside_twins(results, method)[task] for method in results["tasks"][task] if method != "twins"}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.html_pages import read
-from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from tests.shop import prepared_debug_shop, shared_root
+from tests.small_grid import UNIFIED_TWINS_BROKEN, written_grid
 from torchrec_mt.compare import main
 from torchrec_mt.evaluate import main as evaluate
 
@@ -19,27 +20,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_experiment(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [*debug_overrides(root), "trainer.steps=6", "trainer.validations=1", "trainer.log_every=2"]
-    (tmp_path / "grid.toml").write_text(
-        f"""
-question = "Is one model as good as three?"
-base = {list(FILES)}
-output = "{tmp_path}/out"
-reference = "twins"
-seeds = [0]
-metrics = ["recall@100"]
-settings = {settings}
-
-[methods.unified]
-
-[methods.twins]
-twins_of = "unified"
-
-[methods.broken]
-settings = ["optim.table_rate=1e25", "optim.dense_rate=1e25"]
-"""
-    )
-    grid = str(tmp_path / "grid.toml")
+    grid = written_grid(root, tmp_path, UNIFIED_TWINS_BROKEN, "trainer.steps=6", "trainer.log_every=2")
     assert main([grid, "--json"]) == 1, "a cell failed"
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((tmp_path / "out/results.json").read_text())

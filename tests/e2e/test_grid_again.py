@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from tests.shop import prepared_debug_shop, shared_root
+from tests.small_grid import written_grid
 from torchrec_mt.compare import main
 from torchrec_mt.errors import CannotWriteError, UserError
 
@@ -17,25 +18,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def written(root: Path, folder: Path, *files: Path) -> str:
-    settings = [*debug_overrides(root), "trainer.steps=2", "trainer.validations=1"]
-    (folder / "grid.toml").write_text(
-        f"""
-question = "Is it better?"
-base = {[*FILES, *map(str, files)]}
-output = "{folder}/out"
-reference = "plain"
-seeds = [0]
-metrics = ["recall@100"]
-settings = {settings}
-
+PLAIN_WIDE = """
 [methods.plain]
 
 [methods.wide]
 settings = ["model.hidden=32"]
 """
-    )
-    return str(folder / "grid.toml")
+
+
+def written(root: Path, folder: Path, *files: Path) -> str:
+    return written_grid(root, folder, PLAIN_WIDE, "trainer.steps=2", reference="plain", files=files)
 
 
 def test_runs_of_a_config_file_that_was_edited_are_not_replaced(root: Path, tmp_path: Path) -> None:

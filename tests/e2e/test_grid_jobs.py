@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.shop import FILES, debug_overrides, prepared_debug_shop, shared_root
+from tests.shop import prepared_debug_shop, shared_root
+from tests.small_grid import UNIFIED_TWINS_BROKEN, written_grid
 from torchrec_mt.compare import main
 from torchrec_mt.distributed.runtime import runtime
 from torchrec_mt.errors import UserError
@@ -29,28 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(root: Path, folder: Path, name: str, *, steps: int = 6) -> str:
-    """A grid with a run, its twins and a run that fails, into its own output folder."""
-    settings = [*debug_overrides(root), f"trainer.steps={steps}", "trainer.validations=1", "runtime.threads=1"]
-    (folder / f"{name}.toml").write_text(
-        f"""
-question = "Is one model as good as three?"
-base = {list(FILES)}
-output = "{folder}/{name}"
-reference = "twins"
-seeds = [0]
-metrics = ["recall@100"]
-settings = {settings}
-
-[methods.unified]
-
-[methods.twins]
-twins_of = "unified"
-
-[methods.broken]
-settings = ["optim.table_rate=1e25", "optim.dense_rate=1e25"]
-"""
-    )
-    return str(folder / f"{name}.toml")
+    return written_grid(root, folder, UNIFIED_TWINS_BROKEN, f"trainer.steps={steps}", "runtime.threads=1", name=name)
 
 
 def test_as_one_by_one(root: Path, tmp_path: Path) -> None:

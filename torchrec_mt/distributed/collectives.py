@@ -104,7 +104,7 @@ def on_main(function: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             result = function()
-        except Exception as error:
+        except Exception as error:  # raised again; the others must hear of it, whatever it is
             from_main((isinstance(error, UserError | OSError), str(error) or type(error).__name__))
             raise
     failure: tuple[bool, str] | None = from_main(None)

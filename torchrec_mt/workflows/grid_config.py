@@ -152,12 +152,12 @@ def cells_of(grid: Grid, only: Sequence[str] = (), *, file: str = "the grid") ->
 
 
 def check_datasets(cells: Sequence[Cell], *, file: str) -> None:
-    """Looks for the prepared dataset of every cell, before an experiment is begun that none of them can take part in.
+    """Looks for the prepared dataset of every method, before an experiment is begun that none of them can take part in.
 
     Raises:
         UserError: one is not there, or was prepared by another declaration; no such task.
     """
-    for cell in cells:
+    for cell in {cell.method: cell for cell in cells}.values():
         try:
             open_dataset(cell.config)
         except UserError as error:

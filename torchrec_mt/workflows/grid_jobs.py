@@ -91,7 +91,7 @@ class _Queue:
             self._fill()
             held = [self._take(future) for future in wait(self._running, _LOOK_S, FIRST_COMPLETED).done]
             if any(held):
-                time.sleep(_LOOK_S)  # before it is asked again whether other programs still have them
+                time.sleep(_LOOK_S)  # a lock of another program gives no sign when it is free
         return [self._done[cell.name] for cell in self._cells]
 
     def _fill(self) -> None:

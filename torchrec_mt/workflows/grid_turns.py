@@ -51,7 +51,7 @@ def turns(
             if not told:
                 tell(f"  waiting for {len(held)} cells that another program has, first {held[0][1].name}")
                 told = True
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # a lock of another program, perhaps on another machine, gives no sign when it is free
         left = held
 
 

@@ -18,7 +18,7 @@ def made_by(*ranks: int) -> str:
     with patch("torchrec_mt.distributed.lost._TOGETHER", 2.0):
         together = Together()
         if rank not in ranks:
-            time.sleep(4.0)
+            time.sleep(4.0)  # is there, and makes no mistake, until the other has waited for it in vain
             return "waits"
         try:
             together.failed(ValueError(f"of rank {rank}"))
